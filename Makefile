@@ -1,0 +1,92 @@
+# `make run` and `make test` need Python 3.10 or newer and nothing else; both make .venv and install what they use.
+PYTHON ?= python3
+WORKERS ?= 2
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+TORCH  := $(shell grep -o '^torch==[0-9.]*' constraints.txt)
+META   := settings.ini setup.py pyproject.toml constraints.txt
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test gates notebooks pytest check lab site outputs readme export bench clean
+
+export MATPLOTLIBRC := $(CURDIR)/nbs/matplotlibrc
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# ---- the environment -------------------------------------------------------------------------------------------------
+# A stamp file per set of packages: nothing is installed again until the files that name the packages change.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1); minimind needs Python 3.10 or newer: make PYTHON=python3.x …"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
+
+$(VENV)/.core: $(META) | $(BIN)/python
+	@echo "Installing PyTorch and the few packages of the core into $(VENV) (once)"
+	@$(PIP) $(TORCH)
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	@echo "Installing what the tests need (once)"
+	@$(PIP) $(TORCH) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.course: $(VENV)/.core
+	@echo "Installing JupyterLab (once)"
+	@$(PIP) $(TORCH) -e '.[course]'
+	@touch $@
+
+# ---- the two commands ------------------------------------------------------------------------------------------------
+run: $(VENV)/.core  ## the whole ladder at size ci on the shipped data, ending in a results table (ARGS=… is passed on)
+	@$(BIN)/minimind run $(ARGS)
+
+# One thread a process: two processes that each take all cores slow each other down several times over.
+test gates notebooks pytest check: export OMP_NUM_THREADS := 1
+
+test: $(VENV)/.dev  ## everything: repository gates, every notebook cell, pytest
+	@$(MAKE) --no-print-directory gates
+	@$(MAKE) --no-print-directory notebooks
+	@$(MAKE) --no-print-directory pytest
+
+gates: $(VENV)/.dev  ## is the repository consistent? (modules = notebooks, README = index, the ladder …)
+	@$(BIN)/python -m pytest -q --tb=short tests/test_repo.py
+
+notebooks: $(VENV)/.dev  ## run every cell of every notebook, solutions included
+	@echo "nbdev_test over all notebooks"
+	@$(BIN)/nbdev_test --n_workers $(WORKERS) --timing
+
+pytest: $(VENV)/.dev  ## tests/, ending in pytest's summary line
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations 10 tests
+
+# ---- work on it ------------------------------------------------------------------------------------------------------
+check: $(VENV)/.dev  ## the fast loop: ruff and the repository gates
+	@$(BIN)/ruff check --quiet nbs tests tools
+	@$(MAKE) --no-print-directory gates
+
+export: $(VENV)/.dev  ## write the modules from the notebooks
+	@$(BIN)/nbdev_export
+
+outputs: $(VENV)/.dev  ## execute all notebooks in place, in order, or the named ones (NB="03 12"), then modules and README
+	@$(BIN)/python tools/outputs.py $(NB)
+	@$(BIN)/nbdev_export
+	@$(BIN)/python tools/readme.py
+
+readme: $(VENV)/.dev  ## write README.md from nbs/index.ipynb
+	@$(BIN)/python tools/readme.py
+
+lab: $(VENV)/.course  ## JupyterLab, opened at chapter 1
+	@$(BIN)/jupyter lab nbs/00_core.ipynb
+
+site: $(VENV)/.dev  ## the documentation in _site/ (with Quarto where it is installed, else with smalldocs)
+	@$(BIN)/python tools/site.py
+
+bench: $(VENV)/.dev  ## measure, and write benchmarks/results/
+	@$(BIN)/minimind bench $(ARGS)
+
+clean:  ## remove what was made, keep .venv and runs/
+	@rm -rf _proc _site _docs build *.egg-info .pytest_cache .ruff_cache .hypothesis
