@@ -1,0 +1,165 @@
+"""Side-by-side benchmarks: two ways of doing one thing, interleaved in one run, compared by the ratio of medians.
+
+    python benchmarks/bench.py [NAME …]      # or `minimind bench`, or `make bench`
+
+Each result goes to benchmarks/results/NAME.json with the machine, the commit and the date.
+"""
+import argparse, json, platform, statistics, subprocess, sys, time
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+import numpy as np
+import torch
+from minimind.core import IGNORE, get_device, get_dtype
+from minimind.losses import causal_lm_loss
+from minimind.model import MiniMind, num_parameters, preset
+from minimind.optim import build_optimizer
+from minimind.train import TrainConfig, compute_gradients
+
+HERE = Path(__file__).resolve().parent
+BENCHMARKS = {}
+
+
+def benchmark(function):
+    "Register a function that returns a dict of results; its docstring states the goal."
+    BENCHMARKS[function.__name__] = function
+    return function
+
+
+def interleaved(ways, rounds, warmup=2):
+    "Median seconds of each way: `{name: function}`, called in turn so that a slow moment of the machine hits all of them."
+    times = {name: [] for name in ways}
+    for r in range(warmup + rounds):
+        for name, call in ways.items():
+            if torch.cuda.is_available(): torch.cuda.synchronize()
+            start = time.perf_counter()
+            call()
+            if torch.cuda.is_available(): torch.cuda.synchronize()
+            if r >= warmup: times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def trainer(model, device, dtype):
+    "One optimizer step of this library as a function of a batch (AdamW, so that both sides do the same arithmetic)."
+    cfg = TrainConfig(optimizer="adamw", batch_size=10_000, micro_batch_size=10_000)
+    optimizers = build_optimizer(model, "adamw", lr=1e-4)
+    def step(batch):
+        loss, *_ = compute_gradients(model, batch, causal_lm_loss, cfg, device, dtype)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizers.step(); optimizers.zero_grad()
+        return float(loss)
+    return step
+
+
+def hf_trainer(config, device, dtype):
+    "The same step with Hugging Face's model of the same shape, its own loss, and torch's fused AdamW."
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from minimind.checkpoint import to_hf_config
+    settings = to_hf_config(config)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings), attn_implementation="sdpa").to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
+    def step(batch):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = model(input_ids=batch["input_ids"].to(device), labels=batch["labels"].to(device), use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step(); optimizer.zero_grad(set_to_none=True)
+        return float(loss)
+    return step
+
+
+@benchmark
+def train_speed(device, dtype):
+    "Goal: tokens trained on per second ≥ 1.2 × Hugging Face's model of the same shape at `ci` size, ≥ 1.0 × at 26M."
+    results = {}
+    for name, rows, length, rounds in (("ci", 16, 256, 12), ("minimind2-small", 4, 340, 5)):
+        config = preset(name)
+        ids = torch.randint(3, config.vocab_size, (rows, length))
+        batch = dict(input_ids=ids, labels=ids)
+        ours, theirs = trainer(MiniMind(config).to(device), device, dtype), hf_trainer(config, device, dtype)
+        seconds = interleaved({"minimind": lambda: ours(batch), "transformers": lambda: theirs(batch)}, rounds)
+        results[name] = dict(parameters=num_parameters(config), rows=rows, seq_len=length, tokens_per_second={k: rows*length/s for k, s in seconds.items()},
+                             ratio=seconds["transformers"]/seconds["minimind"])
+    return results
+
+
+@benchmark
+def packing(device, dtype):
+    "Goal: useful tokens per second ≥ 1.5 × padding to the maximum, on documents that fill 60 % of a padded row."
+    rng, length, rows = np.random.default_rng(0), 340, 16
+    lengths = np.clip(rng.lognormal(np.log(180), 0.55, 400).astype(int), 8, length)
+    documents = [torch.from_numpy(rng.integers(3, 6400, n)) for n in lengths]
+    padded = dict(input_ids=torch.zeros(rows, length, dtype=torch.long), labels=torch.full((rows, length), IGNORE))
+    for r, d in enumerate(documents[:rows]): padded["input_ids"][r, :len(d)] = d; padded["labels"][r, :len(d)] = d
+    from minimind.data import pack_lengths
+    packed = {k: torch.full((rows, length), v, dtype=torch.long) for k, v in dict(input_ids=0, labels=IGNORE, position_ids=0, segment_ids=0).items()}
+    where, used, segment = pack_lengths(lengths, length), np.zeros(len(lengths), int), np.zeros(len(lengths), int)
+    for d, row in zip(documents, where):
+        if row < rows:
+            cut = slice(used[row], used[row] + len(d)); used[row] += len(d); segment[row] += 1
+            packed["input_ids"][row, cut] = d; packed["labels"][row, cut] = d; packed["labels"][row, cut.start] = IGNORE
+            packed["position_ids"][row, cut] = torch.arange(len(d)); packed["segment_ids"][row, cut] = int(segment[row])
+    step = trainer(MiniMind(preset("ci")).to(device), device, dtype)
+    seconds = interleaved({"packed": lambda: step(packed), "padded": lambda: step(padded)}, 12)
+    useful = dict(packed=int(used[:rows].sum()), padded=int(lengths[:rows].sum()))
+    rate = {k: useful[k]/s for k, s in seconds.items()}
+    return dict(fill={k: n/(rows*length) for k, n in useful.items()}, useful_tokens_per_second=rate, ratio=rate["packed"]/rate["padded"])
+
+
+@benchmark
+def muon_cost(device, dtype):
+    "Goal: a step with Muon costs ≤ 1.15 × a step with AdamW at `ci` size."
+    model, ids = MiniMind(preset("ci")).to(device), torch.randint(3, 6400, (16, 256))
+    cfg, batch = TrainConfig(), dict(input_ids=ids, labels=ids)
+    both = {name: build_optimizer(model, name, lr=1e-4, muon_lr=1e-4) for name in ("adamw", "muon")}
+    def step(optimizers):
+        compute_gradients(model, batch, causal_lm_loss, cfg, device, dtype)
+        optimizers.step(); optimizers.zero_grad()
+    seconds = interleaved({name: lambda o=o: step(o) for name, o in both.items()}, 10)
+    return dict(seconds=seconds, ratio=seconds["muon"]/seconds["adamw"])
+
+
+@benchmark
+def decode_speed(device, dtype):
+    "Goal: greedy decoding at least as fast as Hugging Face's `generate` on the same model and prompts."
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from minimind.checkpoint import to_hf_config
+    from minimind.generate import generate
+    config = preset("ci")
+    model = MiniMind(config).to(device).eval()
+    settings = to_hf_config(config)
+    hf = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings)).to(device).eval()
+    hf.load_state_dict(model.state_dict())
+    prompts = torch.randint(3, config.vocab_size, (8, 32), device=device)
+    ways = {"minimind": lambda: generate(model, prompts.tolist(), 64, temperature=0, eos_token_id=-1),
+            "transformers": lambda: hf.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0)}
+    seconds = interleaved(ways, 5, warmup=1)
+    return dict(tokens_per_second={k: 8*64/s for k, s in seconds.items()}, ratio=seconds["transformers"]/seconds["minimind"])
+
+
+def environment(device, dtype):
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.processor()) if Path("/proc/cpuinfo").exists() else platform.processor()
+    return dict(hardware=torch.cuda.get_device_name() if device.type == "cuda" else f"{cpu}, {torch.get_num_threads()} threads", dtype=str(dtype).removeprefix("torch."),
+                torch=torch.__version__, python=platform.python_version(), commit=commit, date=date.today().isoformat())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", help=f"which of {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(BENCHMARKS): parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    device = get_device(args.device)
+    dtype = get_dtype(device)
+    torch.manual_seed(0)
+    for name in args.names or BENCHMARKS:
+        goal = BENCHMARKS[name].__doc__
+        result = BENCHMARKS[name](device, dtype)
+        print(f"\n{name}: {goal}\n{json.dumps(result, indent=1)}", flush=True)
+        (HERE/"results").mkdir(exist_ok=True)
+        suffix = "" if device.type == "cpu" else f"-{device.type}"
+        (HERE/"results"/f"{name}{suffix}.json").write_text(json.dumps(dict(goal=goal, environment=environment(device, dtype), result=result), indent=1) + "\n")
+
+
+if __name__ == "__main__": main()

@@ -1,0 +1,3 @@
+import sys
+from minimind.cli import main
+sys.exit(main())
