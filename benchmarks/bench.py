@@ -5,11 +5,11 @@
 Each result goes to benchmarks/results/NAME.json with the machine, the commit and the date.
 """
 import argparse, json, platform, statistics, subprocess, sys, time
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 import numpy as np
 import torch
+from minimind.cli import table
 from minimind.core import IGNORE, get_device, get_dtype
 from minimind.losses import causal_lm_loss
 from minimind.model import MiniMind, num_parameters, preset
@@ -21,7 +21,7 @@ BENCHMARKS = {}
 
 
 def benchmark(function):
-    "Register a function that returns a dict of results; its docstring states the goal."
+    "Register a function that returns a table, its columns and rows; its docstring states the goal."
     BENCHMARKS[function.__name__] = function
     return function
 
@@ -71,16 +71,16 @@ def hf_trainer(config, device, dtype):
 @benchmark
 def train_speed(device, dtype):
     "Goal: tokens trained on per second ≥ 1.2 × Hugging Face's model of the same shape at `ci` size, ≥ 1.0 × at 26M."
-    results = {}
+    lines = []
     for name, rows, length, rounds in (("ci", 16, 256, 12), ("minimind2-small", 4, 340, 5)):
         config = preset(name)
         ids = torch.randint(3, config.vocab_size, (rows, length))
         batch = dict(input_ids=ids, labels=ids)
         ours, theirs = trainer(MiniMind(config).to(device), device, dtype), hf_trainer(config, device, dtype)
         seconds = interleaved({"minimind": lambda: ours(batch), "transformers": lambda: theirs(batch)}, rounds)
-        results[name] = dict(parameters=num_parameters(config), rows=rows, seq_len=length, tokens_per_second={k: rows*length/s for k, s in seconds.items()},
-                             ratio=seconds["transformers"]/seconds["minimind"])
-    return results
+        lines.append([name, f"{num_parameters(config):,}", f"{rows} × {length}", *(f"{rows*length/seconds[k]:,.0f}" for k in ("minimind", "transformers")),
+                      f"{seconds['transformers']/seconds['minimind']:.2f}"])
+    return ["shape", "parameters", "batch", "minimind, tokens/s", "transformers, tokens/s", "ratio"], lines
 
 
 @benchmark
@@ -99,11 +99,13 @@ def packing(device, dtype):
             cut = slice(used[row], used[row] + len(d)); used[row] += len(d); segment[row] += 1
             packed["input_ids"][row, cut] = d; packed["labels"][row, cut] = d; packed["labels"][row, cut.start] = IGNORE
             packed["position_ids"][row, cut] = torch.arange(len(d)); packed["segment_ids"][row, cut] = int(segment[row])
-    step = trainer(MiniMind(preset("ci")).to(device), device, dtype)
-    seconds = interleaved({"packed": lambda: step(packed), "padded": lambda: step(padded)}, 12)
-    useful = dict(packed=int(used[:rows].sum()), padded=int(lengths[:rows].sum()))
-    rate = {k: useful[k]/s for k, s in seconds.items()}
-    return dict(fill={k: n/(rows*length) for k, n in useful.items()}, useful_tokens_per_second=rate, ratio=rate["packed"]/rate["padded"])
+    ours, theirs = trainer(MiniMind(preset("ci")).to(device), device, dtype), hf_trainer(preset("ci"), device, dtype)
+    ways = {"padded, transformers": (padded, theirs), "padded, minimind": (padded, ours), "packed, minimind": (packed, ours)}
+    seconds = interleaved({name: lambda b=batch, s=step: s(b) for name, (batch, step) in ways.items()}, 12)
+    useful = {name: int((batch["input_ids"] > 0).sum()) for name, (batch, _) in ways.items()}
+    rate = {name: useful[name]/seconds[name] for name in ways}
+    return ["rows", "full", "useful tokens/s", *(f"to {name}" for name in list(ways)[:2])], \
+        [[name, f"{useful[name]/(rows*length):.0%}", f"{rate[name]:,.0f}", *(f"{rate[name]/rate[other]:.2f}" for other in list(ways)[:2])] for name in ways]
 
 
 @benchmark
@@ -116,7 +118,7 @@ def muon_cost(device, dtype):
         compute_gradients(model, batch, causal_lm_loss, cfg, device, dtype)
         optimizers.step(); optimizers.zero_grad()
     seconds = interleaved({name: lambda o=o: step(o) for name, o in both.items()}, 10)
-    return dict(seconds=seconds, ratio=seconds["muon"]/seconds["adamw"])
+    return ["optimizer", "seconds a step", "ratio"], [[k, f"{s:.3f}", f"{s/seconds['adamw']:.2f}"] for k, s in seconds.items()]
 
 
 @benchmark
@@ -134,14 +136,17 @@ def decode_speed(device, dtype):
     ways = {"minimind": lambda: generate(model, prompts.tolist(), 64, temperature=0, eos_token_id=-1),
             "transformers": lambda: hf.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0)}
     seconds = interleaved(ways, 5, warmup=1)
-    return dict(tokens_per_second={k: 8*64/s for k, s in seconds.items()}, ratio=seconds["transformers"]/seconds["minimind"])
+    return ["8 rows, 32 + 64 tokens", "tokens/s", "ratio"], [[k, f"{8*64/s:,.0f}", f"{seconds['transformers']/s:.2f}"] for k, s in seconds.items()]
 
 
-def environment(device, dtype):
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE).stdout.strip()
-    cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.processor()) if Path("/proc/cpuinfo").exists() else platform.processor()
-    return dict(hardware=torch.cuda.get_device_name() if device.type == "cuda" else f"{cpu}, {torch.get_num_threads()} threads", dtype=str(dtype).removeprefix("torch."),
-                torch=torch.__version__, python=platform.python_version(), commit=commit, date=date.today().isoformat())
+def machine(device, dtype):
+    "One line: what it ran on."
+    if device.type == "cuda": name = torch.cuda.get_device_name()
+    else:
+        cpuinfo = Path("/proc/cpuinfo")
+        models = [l.split(":")[1].strip() for l in cpuinfo.read_text().splitlines() if l.startswith("model name")] if cpuinfo.exists() else []
+        name = f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} threads"
+    return f"{name}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def main():
@@ -152,14 +157,14 @@ def main():
     if unknown := set(args.names) - set(BENCHMARKS): parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     device = get_device(args.device)
     dtype = get_dtype(device)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE).stdout.strip()
     torch.manual_seed(0)
     for name in args.names or BENCHMARKS:
-        goal = BENCHMARKS[name].__doc__
-        result = BENCHMARKS[name](device, dtype)
-        print(f"\n{name}: {goal}\n{json.dumps(result, indent=1)}", flush=True)
+        columns, rows = BENCHMARKS[name](device, dtype)
+        print(f"\n{name}. {BENCHMARKS[name].__doc__}\n{table([columns, *rows])}", flush=True)
+        result = dict(title=BENCHMARKS[name].__doc__, machine=machine(device, dtype), date=date.today().isoformat(), commit=commit, columns=columns, rows=rows)
         (HERE/"results").mkdir(exist_ok=True)
-        suffix = "" if device.type == "cpu" else f"-{device.type}"
-        (HERE/"results"/f"{name}{suffix}.json").write_text(json.dumps(dict(goal=goal, environment=environment(device, dtype), result=result), indent=1) + "\n")
+        (HERE/"results"/f"{name}{'' if device.type == 'cpu' else '-' + device.type}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__": main()

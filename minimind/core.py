@@ -28,19 +28,20 @@ def pick(ci,      # the value for two CPU cores and a minute
     "Choose a value by `size()`; the only place where size changes what a chapter does."
     return ci if size() == "ci" else full
 
-# %% ../nbs/00_core.ipynb #13ce34c7
+# %% ../nbs/00_core.ipynb #3bfefb2c
 def get_device(name="auto",   # "auto" or anything `torch.device` takes: "cpu", "cuda:1", "mps"
               ):              # `torch.device`
     "The device to run on: with `auto`, CUDA before Apple's MPS before the CPU. Raises `ValueError` if the named device is not there."
-    if name == "auto":
-        if torch.cuda.is_available(): return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    here = {"cpu": 1, "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0, "mps": int(torch.backends.mps.is_available())}
+    if name == "auto": name = next(k for k in ("cuda", "mps", "cpu") if here[k])
     try: device = torch.device(name)
     except RuntimeError as e: raise ValueError(f"device {name!r} is unknown to torch; use auto, cpu, cuda, cuda:N or mps") from e
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(device.type, True)
-    if not here: raise ValueError(f"device {name!r} is not available here; use --device auto or cpu")
+    if device.type == "cuda" and device.index is None: device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if (device.index or 0) >= here.get(device.type, 1 << 10):
+        raise ValueError(f"device {str(device)!r} is not available here, where torch finds " + ", ".join(f"{k} × {n}" if k == "cuda" else k for k, n in here.items() if n) + "; use --device auto")
     return device
 
+# %% ../nbs/00_core.ipynb #997ed52e
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def get_dtype(device,         # `torch.device` the model runs on
@@ -59,14 +60,16 @@ def seed_everything(seed,     # any integer
     "Seed Python's and torch's generators (torch seeds every device)."
     random.seed(seed); torch.manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #8b64127e
+# %% ../nbs/00_core.ipynb #88b3d598
 def data_dir():               # `Path` of the folder with the shipped samples
     "Find `data_samples/`: `$MINIMIND_DATA`, else the working folder and its parents, else beside the package. Raises `FileNotFoundError`."
-    if os.environ.get("MINIMIND_DATA"): places = [Path(os.environ["MINIMIND_DATA"])]
-    else: places = [p/"data_samples" for p in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[1])]
+    given = os.environ.get("MINIMIND_DATA")
+    package = Path(globals().get("__file__", "core.py")).resolve().parent      # a notebook has no `__file__`
+    places = [Path(given)] if given else [p/"data_samples" for p in (Path.cwd(), *Path.cwd().parents, package.parent)]
     for p in places:
         if (p/"MANIFEST.json").exists(): return p
-    raise FileNotFoundError(f"no data_samples/MANIFEST.json in {places[0]} or above; run from a clone of the repository or set MINIMIND_DATA to its data_samples folder")
+    if given: raise FileNotFoundError(f"MINIMIND_DATA={given}: this folder has no MANIFEST.json; set it to the data_samples folder of a clone")
+    raise FileNotFoundError(f"no data_samples/MANIFEST.json in {Path.cwd()} or above; run from a clone of the repository or set MINIMIND_DATA to its data_samples folder")
 
 def sample(name,              # file name, e.g. "pretrain_en.jsonl"
           ):                  # its `Path`

@@ -39,7 +39,7 @@ def rms_norm(x,           # activations `(..., D)`
     if weight.shape != x.shape[-1:]: raise ValueError(f"the weight has shape {tuple(weight.shape)}, but x has {x.shape[-1]} features: want ({x.shape[-1]},)")
     if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.compiler.is_compiling():
         return _RMSNormCPU.apply(x, weight, eps)
-    return F.rms_norm(x, weight.shape, weight, eps)
+    return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)       # the fused kernel wants one dtype, also under autocast
 
 # %% ../nbs/04_layers.ipynb #201ce04e
 class RMSNorm(nn.Module):

@@ -35,7 +35,14 @@ class ModelConfig:
     eos_token_id: int = 2
 
     def __post_init__(self):
-        if self.head_dim is None: object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type is int and not f.name.endswith("_id") and not (f.name == "head_dim" and value is None):
+                if not isinstance(value, int) or value < 1: raise ValueError(f"{f.name}={value!r} must be a whole number of at least 1")
+        if self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}; give head_dim")
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(f"num_attention_heads={self.num_attention_heads} is not a multiple of num_key_value_heads={self.num_key_value_heads}")
         if self.head_dim % 2: raise ValueError(f"head_dim={self.head_dim} must be even: RoPE rotates pairs of features")
@@ -95,15 +102,25 @@ class Backbone(nn.Module):
         if length > limit: raise ValueError(f"position {length - 1} is beyond max_position_embeddings={limit}; shorten the input")
         if device not in self._tables or len(self._tables[device][0]) < length:
             grown = min(limit, max(256, 1 << (length - 1).bit_length()))
-            self._tables[device] = tuple(t.to(device) for t in rope_tables(self.config.head_dim, grown, self.config.rope_theta))
+            with torch.inference_mode(False):      # tables made inside someone's inference mode could not be trained with later
+                self._tables[device] = tuple(t.to(device) for t in rope_tables(self.config.head_dim, grown, self.config.rope_theta))
         return self._tables[device]
 
+    def _reach(self, position_ids):
+        # To look at the largest position a GPU would have to finish all earlier work, at every step, and a compiled graph would be cut in two.
+        # There we lay out the whole table, and the look-up itself refuses what lies outside.
+        if position_ids.is_cuda or torch.compiler.is_compiling(): return self.config.max_position_embeddings
+        low, high = map(int, position_ids.aminmax())
+        if low < 0: raise ValueError(f"position {low}: positions begin at 0")
+        return high + 1
+
     def forward(self, input_ids, position_ids=None, segment_ids=None, cache=None):
+        if input_ids.ndim != 2 or not input_ids.numel(): raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; wanted (batch, tokens), with at least one of each")
         T, past = input_ids.shape[1], cache.length if cache is not None else 0
         if position_ids is None:
             cos, sin = (t[past:past + T] for t in self.rotary(past + T, input_ids.device))
         else:
-            cos, sin = (t[position_ids] for t in self.rotary(int(position_ids.max()) + 1, input_ids.device))
+            cos, sin = (t[position_ids] for t in self.rotary(self._reach(position_ids), input_ids.device))
         if cache is not None: mask = cache.mask(T, segment_ids)
         else: mask = None if segment_ids is None else document_mask(segment_ids)
         x = self.embed_tokens(input_ids)
@@ -142,7 +159,7 @@ class MiniMind(nn.Module):
         c, w = self.config, self.model.embed_tokens.weight
         return KVCache(c.num_hidden_layers, batch_size, max_len, c.num_key_value_heads, c.head_dim, dtype=w.dtype, device=w.device)
 
-# %% ../nbs/08_model.ipynb #9c9058ee
+# %% ../nbs/08_model.ipynb #ffbd8213
 def num_parameters(config):     # `ModelConfig`
     "Parameters of the model, a tied head counted once: the formula, so that nothing need be built."
     c = config
@@ -150,6 +167,7 @@ def num_parameters(config):     # `ModelConfig`
     block = attention + 3*c.hidden_size*c.intermediate_size + 2*c.hidden_size
     return c.vocab_size*c.hidden_size*(1 if c.tie_word_embeddings else 2) + c.num_hidden_layers*block + c.hidden_size
 
+# %% ../nbs/08_model.ipynb #470f5f77
 def flops_per_token(config,     # `ModelConfig`
                     seq_len,    # tokens that attention looks over
                    ):           # floating-point operations of forward + backward for a token

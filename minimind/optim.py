@@ -10,58 +10,62 @@ __all__ = ['NS_COEFFICIENTS', 'SCHEDULES', 'newton_schulz', 'Muon', 'parameter_g
 import math
 from collections import defaultdict
 import torch
+from .core import get_dtype
 
 # %% ../nbs/11_optim.ipynb #ee3d7726
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)   # quintic that pushes every singular value in (0, 1] to about 1 (Jordan et al. 2024)
 
-def newton_schulz(G,         # `(..., n, m)` matrices
-                  steps=5,   # iterations
-                  eps=1e-7,  # keeps a zero matrix from dividing by zero
-                 ):          # matrices of the same shape with singular values near 1
+def newton_schulz(G,           # `(..., n, m)` matrices
+                  steps=5,     # iterations
+                  eps=1e-7,    # keeps a zero matrix from dividing by zero
+                  dtype=None,  # of the products; default: that of `G`
+                 ):            # matrices of the same shape and dtype, with singular values near 1
     "Orthogonalise a batch of matrices: `U S Vᵀ` becomes about `U Vᵀ`, with matrix products only (Muon, Jordan et al. 2024)."
     a, b, c = NS_COEFFICIENTS
-    tall = G.shape[-2] > G.shape[-1]
-    X = G.mT if tall else G
+    tall = G.shape[-2] > G.shape[-1]                       # the products are made on the shorter side
+    X = G.reshape(-1, *G.shape[-2:])
     X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    X = (X.mT if tall else X).to(dtype or G.dtype)
     for _ in range(steps):
         A = X @ X.mT
-        X = a*X + (b*A + c*(A @ A)) @ X
-    return X.mT if tall else X
+        B = torch.baddbmm(A, A, A, beta=b, alpha=c)        # bA + cA²
+        X = torch.baddbmm(X, B, X, beta=a)                 # aX + BX
+    return (X.mT if tall else X).reshape(G.shape).to(G.dtype)
 
 # %% ../nbs/11_optim.ipynb #0a247e74
 class Muon(torch.optim.Optimizer):
-    "Momentum, orthogonalised: every direction of a weight matrix gets a step of the same size (Jordan et al. 2024). Matrices of equal shape go through `newton_schulz` together."
+    "Momentum, orthogonalised: every direction of a weight matrix gets a step of the same size (Jordan et al. 2024). Raises `ValueError` for parameters that are not matrices."
     def __init__(self,
                  params,            # 2-D parameters
                  lr=0.02,           # step, as a fraction of an orthogonal matrix
                  momentum=0.95,     # of the running mean of gradients
                  weight_decay=0.0,  # share of the weight taken away a step, times lr
                  ns_steps=5,        # Newton–Schulz iterations
+                 ns_dtype=None,     # of their products; default: bfloat16 where the hardware has it, else float32
                 ):
         params = list(params)
         if bad := [tuple(p.shape) for g in params for p in (g["params"] if isinstance(g, dict) else [g]) if p.ndim != 2]:
             raise ValueError(f"Muon takes matrices only; got shapes {bad}: give vectors and tables to AdamW")
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, ns_steps=ns_steps))
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, ns_steps=ns_steps, ns_dtype=ns_dtype))
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            lr, m = group["lr"], group["momentum"]
-            same_shape = defaultdict(list)       # a wide matrix and a tall one of the same sides also share a batch
+            same_shape = defaultdict(list)                 # these go through `newton_schulz` together
             for p in group["params"]:
-                if p.grad is not None: same_shape[tuple(sorted(p.shape))].append(p)
-            for params in same_shape.values():
-                updates = []
-                for p in params:
-                    state = self.state[p]
-                    if not state: state["momentum_buffer"] = torch.zeros_like(p)
-                    buffer = state["momentum_buffer"].lerp_(p.grad, 1 - m)
-                    update = p.grad.lerp(buffer, m)                        # Nesterov: look one step ahead
-                    updates.append(update.mT if p.shape[0] > p.shape[1] else update)
-                for p, update in zip(params, newton_schulz(torch.stack(updates), group["ns_steps"])):
-                    if p.shape[0] > p.shape[1]: update = update.mT
-                    p.mul_(1 - lr*group["weight_decay"])
-                    p.add_(update, alpha=-lr*max(1, p.shape[0]/p.shape[1])**0.5)   # a tall matrix gets a longer step (Muon's own rule)
+                if p.grad is not None: same_shape[p.shape].append(p)
+            for params in same_shape.values(): self._step_together(params, group)
+
+    def _step_together(self, params, group):
+        lr, momentum, (rows, columns) = group["lr"], group["momentum"], params[0].shape
+        for p in params:
+            if not self.state[p]: self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        grads, buffers = [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_lerp_(buffers, grads, 1 - momentum)
+        updates = torch.stack(torch._foreach_lerp(grads, buffers, momentum))                 # Nesterov: look one step ahead
+        updates = newton_schulz(updates, group["ns_steps"], dtype=group["ns_dtype"] or get_dtype(updates.device))
+        if group["weight_decay"]: torch._foreach_mul_(params, 1 - lr*group["weight_decay"])
+        torch._foreach_add_(params, updates.unbind(), alpha=-lr*max(1, rows/columns)**0.5)   # a tall matrix gets a longer step (Muon's own rule)
 
 # %% ../nbs/11_optim.ipynb #4c35c5e5
 def parameter_groups(model):    # a `MiniMind`
@@ -93,17 +97,24 @@ class Optimizers:
         for o in self.optimizers: o.zero_grad(set_to_none=True)
 
     def state_tensors(self):                    # `{"parameter name/state name": tensor}`
-        "The state as flat named tensors, for safetensors."
+        "The state as flat named tensors, for safetensors. They are the state itself, not copies."
         return {f"{self.names[p]}/{k}": v for o in self.optimizers for p, state in o.state.items() for k, v in state.items()}
 
     def load_state_tensors(self, tensors):      # what `state_tensors` gave
-        "Put a saved state back. Raises `ValueError` on names of another model."
-        by_name = {name: (o, p) for o in self.optimizers for g in o.param_groups for p in g["params"] for name in [self.names[p]]}
+        "Put a saved state back, in place of what there is. Raises `ValueError` on a state of another model or of another optimiser; nothing is changed then."
+        home = {self.names[p]: (o, p) for o in self.optimizers for g in o.param_groups for p in g["params"]}
         for key, value in tensors.items():
             name, _, k = key.rpartition("/")
-            if name not in by_name: raise ValueError(f"optimizer state has {key!r}, but no parameter {name!r} is being trained")
-            o, p = by_name[name]
-            o.state[p][k] = value.clone() if k == "step" else value.to(p.device, copy=True)
+            if name not in home: raise ValueError(f"optimizer state has {key!r}, but no parameter {name!r} is being trained")
+            o, p = home[name]
+            if (k == "momentum_buffer") != isinstance(o, Muon): raise ValueError(f"optimizer state has {key!r}, but {name!r} is trained by {type(o).__name__}; resume with the same optimizer")
+            if k != "step" and value.shape != p.shape: raise ValueError(f"optimizer state {key!r} has shape {tuple(value.shape)}, the parameter {tuple(p.shape)}")
+        for o in self.optimizers: o.state.clear()
+        for key, value in tensors.items():
+            name, _, k = key.rpartition("/")
+            o, p = home[name]
+            on_host = k == "step" and not o.defaults.get("fused")      # torch keeps AdamW's count of steps on the CPU, unless the kernel is fused
+            o.state[p][k] = value.to("cpu" if on_host else p.device, copy=True)
 
 # %% ../nbs/11_optim.ipynb #41b1cd94
 def build_optimizer(model,               # a `MiniMind`
@@ -114,16 +125,17 @@ def build_optimizer(model,               # a `MiniMind`
                     weight_decay=0.0,    # of matrices and tables; vectors are never decayed
                    ):                    # `Optimizers`
     "The optimiser of a model, in groups. Raises `ValueError` for an unknown name."
+    if optimizer not in ("muon", "adamw"): raise ValueError(f"optimizer={optimizer!r}: choose muon or adamw")
     groups = parameter_groups(model)
-    if not any(groups.values()): raise ValueError("no parameter requires a gradient: nothing to train")
     names = {p: name for g in groups.values() for name, p in g.items()}
-    adam, optimizers = [], []
-    if optimizer == "muon": optimizers.append(Muon(groups["matrices"].values(), lr=muon_lr, weight_decay=weight_decay))
-    elif optimizer == "adamw": adam.append(dict(params=list(groups["matrices"].values()), weight_decay=weight_decay))
-    else: raise ValueError(f"optimizer={optimizer!r}: choose muon or adamw")
-    adam += [dict(params=list(groups["tables"].values()), weight_decay=weight_decay), dict(params=list(groups["vectors"].values()), weight_decay=0.)]
-    fused = next(iter(names)).device.type in ("cpu", "cuda")
-    optimizers.append(torch.optim.AdamW([g for g in adam if g["params"]], lr=lr, betas=betas, fused=fused))
+    if not names: raise ValueError("no parameter requires a gradient: nothing to train")
+    matrices, tables, vectors = (list(g.values()) for g in groups.values())
+    by_adamw = tables if optimizer == "muon" else matrices + tables
+    adamw = [dict(params=p, weight_decay=decay) for p, decay in ((by_adamw, weight_decay), (vectors, 0.)) if p]
+    optimizers = []
+    if optimizer == "muon" and matrices: optimizers.append(Muon(matrices, lr=muon_lr, weight_decay=weight_decay))
+    fused = next(iter(names)).device.type in ("cpu", "cuda")           # one kernel for all tensors, where torch has it
+    if adamw: optimizers.append(torch.optim.AdamW(adamw, lr=lr, betas=betas, fused=fused))
     return Optimizers(optimizers, names)
 
 # %% ../nbs/11_optim.ipynb #69ea4fdd
@@ -137,6 +149,7 @@ def lr_factor(step,                # optimizer steps done, from 0
              ):                    # factor in (0, 1]
     "Learning rate as a share of the full one: linear warm-up, then a fall. The first step is never zero, the last one reaches about `final`."
     if schedule not in SCHEDULES: raise ValueError(f"schedule={schedule!r}: choose one of {', '.join(SCHEDULES)}")
+    if not 0 <= final <= 1: raise ValueError(f"final={final!r}: a share of the full rate, from 0 to 1")
     if step < warmup: return (step + 1)/warmup
     if schedule == "constant": return 1.
     done = min(1., (step - warmup)/max(1, total - warmup))

@@ -182,9 +182,12 @@ class Vocabulary:
         self._plain = Backend.from_str(json.dumps(_without_added(spec)))
         self._byte_level = '"ByteLevel"' in json.dumps(spec["decoder"])
         self.added_tokens = {token["content"]: token["id"] for token in spec["added_tokens"]}
-        self._finder = re.compile("|".join(  # longest first; some added tokens of other makers swallow the spaces around them
-            r"\s*" * t["lstrip"] + f"({re.escape(t['content'])})" + r"\s*" * t["rstrip"]
-            for t in sorted(spec["added_tokens"], key=lambda t: -len(t["content"]))) or r"(?!)")
+        first = "".join(re.escape(char) for char in sorted({token[0] for token in self.added_tokens}))
+        tokens = (r"\s*" * t["lstrip"] + f"({re.escape(t['content'])})" + r"\s*" * t["rstrip"]  # some makers' tokens swallow the spaces around them
+                  for t in sorted(spec["added_tokens"], key=lambda t: -len(t["content"])))         # the longest first
+        self.openers = re.compile(f"[{first}]" if first else "(?!)")  # characters that can begin an added token
+        swallow = any(t["lstrip"] for t in spec["added_tokens"])
+        self._finder = re.compile(("" if swallow or not first else f"(?=[{first}])") + f"(?:{'|'.join(tokens) or '(?!)'})")
 
     @cached_property
     def vocab_size(self): return 1 + max(self._backend.get_vocab(with_added_tokens=True).values())

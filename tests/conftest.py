@@ -18,8 +18,12 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
-def pytest_collection_modifyitems(config, items):
+def cuda():  # imported only when a test asks, so that the repository gates stay quick
     import torch
+    return torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(config, items):
     for item in items:
         if "slow" in item.keywords and not config.getoption("--slow"): item.add_marker(pytest.mark.skip(reason="slow: runs with --slow"))
-        if "gpu" in item.keywords and not torch.cuda.is_available(): item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+        if "gpu" in item.keywords and not cuda(): item.add_marker(pytest.mark.skip(reason="needs CUDA"))

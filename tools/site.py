@@ -62,7 +62,8 @@ def build_stage():
             dst = stage/"nbs"/src.relative_to(root/"nbs")
             dst.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(src, dst)
-    shutil.copy2(root/"_quarto.yml", stage)
+    (stage/"data_samples").mkdir()
+    for name in ("_quarto.yml", "LICENSE", "data_samples/NOTICE.md"): shutil.copy2(root/name, stage/name)
 
 
 def vendor():  # True if the pages can load mathematics and diagrams from the site itself
@@ -110,6 +111,8 @@ def main():
     else: smalldocs()
     if not (stage/"_site/index.html").exists():
         (stage/"_site/index.html").write_text('<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=nbs/index.html"><a href="nbs/index.html">minimind</a>\n')
+    (stage/"_site/data_samples").mkdir(exist_ok=True)
+    shutil.copy2(root/"data_samples/NOTICE.md", stage/"_site/data_samples")   # linked as it is: no page, so no engine copies it
     shutil.rmtree(site, ignore_errors=True)
     shutil.move(stage/"_site", site)
     print(f"{sum(1 for _ in site.rglob('*.html'))} pages by {engine}; look at them with: {Path(sys.executable).name} -m http.server -d _site")

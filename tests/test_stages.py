@@ -1,0 +1,237 @@
+"Every stage, end to end at a tiny size: it learns, leaves a model folder, goes on after a stop, plans without writing, and says what is wrong. A new stage joins by an entry in `TINY`."
+import json
+import signal
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from minimind import train
+from minimind.checkpoint import load_pretrained, save_pretrained, to_hf_config
+from minimind.cli import STAGES, main, stage
+from minimind.core import sample
+from minimind.data import JsonlReader
+from minimind.model import MiniMind, ModelConfig
+from minimind.tokenizer import Tokenizer
+from minimind.train import read_metrics
+
+SHAPE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=64, vocab_size=400, max_position_embeddings=512)
+SHARED = dict(steps=24, seq_len=64, batch_size=8, micro_batch_size=4, warmup=2, log_every=4, lr=1e-2, muon_lr=2e-2, device="cpu")
+
+# What a stage needs beside `SHARED` to run in a second. `world` is the folder that the fixture below fills.
+TINY = {
+    "pretrain": lambda world: dict(data=(world/"texts.jsonl",), heldout=(world/"more_texts.jsonl",), tokenizer=world/"base", model=world/"shape", eval_bytes=1000),
+    "sft":      lambda world: dict(data=(world/"chats.jsonl",), heldout=(world/"more_chats.jsonl",), init=world/"base", eval_rows=8),
+}
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):  # a folder with small files of every kind, a shape and a base model
+    "Everything that a stage can read."
+    world = tmp_path_factory.mktemp("world")
+    texts = [row["text"][:600] for _, row in zip(range(48), (row for _, row in JsonlReader(sample("pretrain_en.jsonl"))))]
+    chats = [{"conversations": [{"role": "user", "content": f"Say {word}."}, {"role": "assistant", "content": f"{word}!"}], "answer": f"{word}!"}
+             for word in dict.fromkeys(w for t in texts[:4] for w in t.split() if w.isalpha())]
+    write_lines(world/"texts.jsonl", ({"text": t} for t in texts[:40]))
+    write_lines(world/"more_texts.jsonl", ({"text": t} for t in texts[40:]))
+    write_lines(world/"chats.jsonl", chats[:-8])
+    write_lines(world/"more_chats.jsonl", chats[-8:])
+    (world/"empty.txt").write_text("\n \n")
+    write_lines(world/"broken.jsonl", [{"text": texts[0], **chats[0]}, {"what": "neither"}, {"text": texts[1], **chats[1]}])
+    write_lines(world/"no_answer_text.jsonl", [chats[0] | {"answer": 7}])
+    long = [{"role": "user", "content": texts[0]}, {"role": "assistant", "content": "Too late."}]
+    write_lines(world/"long.jsonl", [*chats[:20], {"conversations": long}])
+    tokenizer = Tokenizer.train(texts, SHAPE["vocab_size"])
+    torch.manual_seed(0)
+    save_pretrained(MiniMind(ModelConfig(**SHAPE)), tokenizer, world/"base")
+    (world/"shape").mkdir()
+    (world/"shape"/"config.json").write_text(json.dumps(to_hf_config(ModelConfig(**SHAPE))))
+    Tokenizer.train(texts, SHAPE["vocab_size"] + 50).save(world/"larger")
+    save_pretrained(MiniMind(ModelConfig(**SHAPE)), Tokenizer.from_file(world/"larger"), world/"mismatched")
+    return world
+
+
+def config(name, world, out, **changes):  # the stage's module and its tiny config
+    module, cls = stage(name)
+    return module, cls(**{**SHARED, **TINY[name](world), "out": str(out), **changes})
+
+
+def flags(name, world, out, **changes):  # the same as arguments of the command line
+    values = {**SHARED, **TINY[name](world), "out": out, **changes}
+    return [name, *(str(a) for k, v in values.items() for a in [f"--{k.replace('_', '-')}", *(v if isinstance(v, tuple) else [v])])]
+
+
+@pytest.fixture(scope="module")
+def finished(world):  # stage -> (module, config, what `run` returned), made when first asked for
+    runs = {}
+    def get(name):
+        if name not in runs:
+            module, cfg = config(name, world, world/"runs"/name)
+            runs[name] = module, cfg, module.run(cfg)
+        return runs[name]
+    return get
+
+
+def contents(folder):  # {file: bytes}
+    return {f: f.read_bytes() for f in sorted(Path(folder).rglob("*")) if f.is_file()}
+
+
+def complaint(argv, capsys):  # what the command says when it refuses
+    "Run a command that must fail; not with a traceback."
+    try: code = main(argv)
+    except SystemExit as e: code = e.code
+    assert code in (1, 2), code
+    return capsys.readouterr().err
+
+
+def test_every_stage_is_tested():
+    assert TINY.keys() == STAGES.keys(), "give the new stage an entry in TINY"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_learns(name, finished):
+    _, cfg, last = finished(name)
+    lines = read_metrics(cfg.out)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0] - 0.5, losses   # nats; the first of them is a mean over four steps
+    assert last["step"] == cfg.steps and last == {k: v for line in lines if line["step"] == cfg.steps for k, v in line.items()}
+    measured = [line for line in lines if "lr" not in line]
+    assert len(measured) == 1 and all(v == v for v in measured[0].values()), "held-out numbers at the end, and only there"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_leaves_a_hugging_face_folder(name, finished):
+    _, cfg, _ = finished(name)
+    model, tokenizer = load_pretrained(cfg.out)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs, their_tokenizer = AutoModelForCausalLM.from_pretrained(cfg.out).eval(), AutoTokenizer.from_pretrained(cfg.out)
+    ids = tokenizer.encode("The king said to the people")
+    assert ids == their_tokenizer("The king said to the people", add_special_tokens=False)["input_ids"]
+    with torch.no_grad(): torch.testing.assert_close(model(torch.tensor([ids])), theirs(torch.tensor([ids])).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_finished_run_is_left_alone(name, finished, capsys):
+    module, cfg, last = finished(name)
+    before = contents(cfg.out)
+    assert module.run(cfg) == last
+    assert "are done" in capsys.readouterr().out
+    assert contents(cfg.out) == before
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_goes_on_after_an_interrupt(name, world, finished, tmp_path, monkeypatch):
+    module, whole, _ = finished(name)
+    _, cfg = config(name, world, tmp_path/"run")
+    factor = train.lr_factor
+    def interrupting(step, *args):
+        if step == 9: signal.raise_signal(signal.SIGINT)
+        return factor(step, *args)
+    monkeypatch.setattr(train, "lr_factor", interrupting)
+    with pytest.raises(KeyboardInterrupt): module.run(cfg)
+    assert max(line["step"] for line in read_metrics(cfg.out)) < whole.steps
+    monkeypatch.setattr(train, "lr_factor", factor)
+    module.run(cfg)
+    assert (tmp_path/"run"/"model.safetensors").read_bytes() == (Path(whole.out)/"model.safetensors").read_bytes(), "not the weights of the run that was not interrupted"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_dry_run_writes_nothing(name, world, finished, tmp_path, capsys):
+    module, cfg = config(name, world, tmp_path/"run")
+    assert module.run(cfg, dry_run=True) == {}
+    said = capsys.readouterr().out
+    assert "parameters" in said and "24 steps" in said and "about 0:" in said, said
+    assert not list(tmp_path.iterdir())
+    _, cfg, _ = finished(name)
+    before = contents(cfg.out)
+    module.run(cfg, dry_run=True)
+    assert contents(cfg.out) == before
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_one_file_need_not_be_a_list(name, world, tmp_path):
+    _, cfg = config(name, world, tmp_path, data=world/"texts.jsonl", heldout=[world/"more_texts.jsonl"])
+    assert cfg.data == (str(world/"texts.jsonl"),) and cfg.heldout == (str(world/"more_texts.jsonl"),)
+
+
+# (stage, or None for all; changed settings; what the message must say)
+MISTAKES = [
+    (None, dict(data="missing.jsonl"), "no such file: missing.jsonl"),
+    (None, dict(heldout="missing.jsonl"), "no such file: missing.jsonl"),
+    (None, dict(data="{world}/broken.jsonl"), "broken.jsonl:2: "),
+    (None, dict(heldout="{data}"), "is in data and in heldout"),
+    (None, dict(seq_len=1024), "max_position_embeddings=512"),
+    (None, dict(init="{world}/runs"), "is not a model folder"),
+    (None, dict(init="{world}/mismatched"), "the tokenizer has 450 tokens, the model knows 400"),
+    ("pretrain", dict(model="minimind4"), "neither a preset (ci, minimind2-small"),
+    ("pretrain", dict(heldout="{world}/empty.txt"), "'empty' has no text to measure on"),
+    ("pretrain", dict(data="{world}/empty.txt"), "no document is left of"),
+    ("pretrain", dict(eval_bytes=-1), "eval_bytes=-1: must be zero or positive"),
+    ("sft", dict(heldout="{world}/no_answer_text.jsonl"), "no_answer_text.jsonl:1: answer is not a string: 7"),
+    ("sft", dict(data="{world}/long.jsonl"), "long.jsonl:21: nothing to learn"),
+]
+
+
+@pytest.mark.parametrize("name, changes, message", [(name, changes, message) for only, changes, message in MISTAKES for name in STAGES if only in (None, name)])
+def test_a_mistake_is_one_clear_line(name, changes, message, world, tmp_path, capsys):
+    data = str(TINY[name](world)["data"][0])
+    changes = {k: v.format(world=world, data=data) if isinstance(v, str) else v for k, v in changes.items()}
+    said = [line for line in complaint(flags(name, world, tmp_path/"run", **changes), capsys).splitlines() if line.startswith(f"minimind {name}: ")]
+    assert len(said) == 1 and message in said[0], said
+    assert not list(tmp_path.glob("run/model*"))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_bad_lines_can_be_skipped_and_are_counted(name, world, tmp_path, capsys):
+    module, cfg = config(name, world, tmp_path/"run", data=world/"broken.jsonl", steps=1, on_bad_line="skip")
+    assert module.run(cfg)["step"] == 1
+    said = capsys.readouterr().out
+    assert "2 documents" in said and "left out: 1 × " in said, said
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_run_is_not_mixed_with_another(name, world, finished):
+    module, cfg, _ = finished(name)
+    before = contents(cfg.out)
+    _, changed = config(name, world, cfg.out, lr=2e-2)
+    with pytest.raises(ValueError, match=r"lr was 0.01, is 0.02.*--fresh"): module.run(changed)
+    assert contents(cfg.out) == before
+
+
+@pytest.mark.parametrize("name, measure", [("pretrain", "bpb_heldout"), ("sft", "heldout_loss")])
+def test_a_part_is_kept_out_where_no_files_are(name, measure, world, tmp_path, capsys):
+    module, cfg = config(name, world, tmp_path/"run", data=sample("pretrain_heldout_en.jsonl" if name == "pretrain" else "sft_chat_en.jsonl"), heldout=(), steps=1, seq_len=256)
+    assert module.run(cfg)[measure] > 0
+    assert "held out: " in capsys.readouterr().out
+
+
+def test_pretraining_can_go_on_from_a_model(world, tmp_path):
+    module, cfg = config("pretrain", world, tmp_path/"run", init=world/"runs"/"pretrain", tokenizer="", steps=4)
+    config_of_base = config("pretrain", world, world/"runs"/"pretrain")
+    module.run(config_of_base[1])                    # done already, unless this test runs alone
+    started = read_metrics(config_of_base[1].out)[0]["loss"]
+    module.run(cfg)
+    assert read_metrics(cfg.out)[0]["loss"] < started
+
+
+def test_a_changed_vocabulary_is_noticed(world, tmp_path):  # killed before its first checkpoint, a run leaves nothing that a later one could take for its own
+    module, cfg = config("pretrain", world, tmp_path/"run", tokenizer="", vocab_size=300, steps=1)
+    module.make_tokenizer(cfg, [world/"texts.jsonl"])
+    assert not (tmp_path/"run").exists()
+    module.run(cfg)
+    assert load_pretrained(cfg.out)[0].config.vocab_size == load_pretrained(cfg.out)[1].vocab_size == 300
+
+
+def test_a_long_conversation_is_cut_and_counted(world, tmp_path, capsys):
+    long = [{"role": "user", "content": "Say all you know."}, {"role": "assistant", "content": "word "*300}]
+    module, cfg = config("sft", world, tmp_path/"run", data=write_lines(tmp_path/"talk.jsonl", [{"conversations": long}]), steps=1)
+    module.run(cfg)
+    assert "cut at 64 tokens: 1" in capsys.readouterr().out
