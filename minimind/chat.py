@@ -171,7 +171,7 @@ def encode_chat(tokenizer,                    # `Tokenizer`; if it has a `chat_t
                 tools=None,                   # list of function descriptions, JSON-like
                 thinking=None,                # mode: None plain, True thinks first, False has an empty thought
                 add_generation_prompt=False,  # end with the opening of a reply
-               ):                             # `(input_ids, loss_mask)`, two lists of int of the same length; mask 1 is learnt
+               ):                             # `(input_ids, loss_mask)`, two lists of int of the same length; mask 1 is learned
     "Encode a conversation; only the template's own text can become added tokens. Raises `ValueError` as `render_chat` does."
     template, messages = tokenizer.chat_template or CHAT_TEMPLATE, _checked(messages)
     ids, mask = _encode(tokenizer, template, messages, tools, thinking, add_generation_prompt)
@@ -187,10 +187,10 @@ def encode_chat(tokenizer,                    # `Tokenizer`; if it has a `chat_t
 def mask_table(tokenizer,    # `Tokenizer`
                input_ids,    # list of int
                loss_mask,    # list of 0 and 1, as long
-               colour=True,  # colour the learnt rows, for a terminal or a notebook
+               colour=True,  # colour the learned rows, for a terminal or a notebook
               ):             # str, one line for each token: position, id, token, label
     "Show what the loss sees: token, label and mask side by side."
-    lines = [f"{'pos':>4} {'id':>6}  {'token':<24} {'label':>6}  learnt"]
+    lines = [f"{'pos':>4} {'id':>6}  {'token':<24} {'label':>6}  learned"]
     for n, (i, learnt) in enumerate(zip(input_ids, loss_mask, strict=True)):
         data = tokenizer.token_bytes(i)
         token = data.hex(" ") + " (part)" if i in tokenizer.partial_ids else repr(data.decode())[1:-1]

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from .core import get_device, get_dtype
 from .tokenizer import Tokenizer
 from .chat import CHAT_TEMPLATE
+from .data import file_sha256
 from .model import MiniMind, ModelConfig
 from .optim import build_optimizer
 from .train import fit, format_plan, plan, random_state, set_random_state
@@ -98,10 +99,11 @@ _ABSENT = {"qwen3": {"head_dim": 128, "num_key_value_heads": 32, "max_position_e
 def from_hf_config(d):            # dict read from a `config.json`
     "The `ModelConfig` of a Hugging Face config. Raises `ValueError` for another architecture, an unknown key, or an option that we don't compute."
     kind = d.get("model_type") if isinstance(d, dict) else d
-    if kind not in _ABSENT: raise ValueError(f"model_type {kind!r} is not supported; this library reads {' and '.join(_ABSENT)}")
+    if not isinstance(kind, str) or kind not in _ABSENT: raise ValueError(f"model_type {kind!r} is not supported; this library reads {' and '.join(_ABSENT)}")
     d = {k: v for k, v in d.items() if v is not None}
     rope = d.pop("rope_parameters", {}) | d.pop("rope_scaling", {})
-    if (rope_type := rope.pop("rope_type", rope.pop("type", "default"))) != "default": raise ValueError(f"rope type {rope_type!r} is not supported, only 'default'")
+    for key in ("rope_type", "type"):
+        if (rope_type := rope.pop(key, "default")) != "default": raise ValueError(f"rope type {rope_type!r} is not supported, only 'default'")
     theta = float(rope.pop("rope_theta", d.pop("rope_theta", 1e4)))       # transformers 5 keeps it in rope_parameters, 4 at the top
     d |= rope                     # whatever else stands there must be known, or it is refused below
     for k, v in _MUST_BE.items():
@@ -116,8 +118,7 @@ def from_hf_config(d):            # dict read from a `config.json`
 # %% ../nbs/13_checkpoint.ipynb #22f452d0
 def tokenizer_config(tokenizer, config):     # `Tokenizer`, `ModelConfig`
     "The `tokenizer_config.json` that makes `AutoTokenizer` behave like `Tokenizer` and `encode_chat`."
-    name = tokenizer.id_to_token
-    return {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": name(config.bos_token_id), "eos_token": name(config.eos_token_id), "pad_token": name(config.pad_token_id),
+    return {"tokenizer_class": "PreTrainedTokenizerFast", **{f"{mark}_token": token for mark, token in tokenizer.names.items() if token},
             "model_max_length": config.max_position_embeddings, "clean_up_tokenization_spaces": False, "add_bos_token": False, "add_eos_token": False,
             "chat_template": tokenizer.chat_template or CHAT_TEMPLATE}
 
@@ -136,7 +137,7 @@ def _write_folder(path, config, tokenizer, dtype, put_weights):
     "Make a model folder. `config.json`, without which it is no model folder, is taken away first if it would not fit, and written last."
     path.mkdir(parents=True, exist_ok=True)
     wanted, file = to_hf_config(config, dtype), path/"config.json"
-    if file.exists() and json.loads(file.read_text(encoding="utf-8") or "0") != wanted: file.unlink()
+    if file.exists() and file.read_text(encoding="utf-8") != json.dumps(wanted, indent=2, ensure_ascii=False) + "\n": file.unlink()
     put_weights(path/"model.safetensors")
     for stale in ("model.safetensors.index.json", "chat_template.jinja"): (path/stale).unlink(missing_ok=True)     # another model's, read before ours
     write_json(path/"generation_config.json", generation_config(config))
@@ -225,7 +226,8 @@ class Checkpointer:
         self.dir = self.run/"trainer"
         self.settings = json.loads(json.dumps(asdict(cfg) | (identity or {}), default=str))      # as they will be read: tuples become lists
         self.dir.mkdir(parents=True, exist_ok=True)
-        for leftover in [f for folder in (self.dir, self.run) for pattern in ("*.tmp", ".tmp*", ".*.old") for f in folder.glob(pattern)]:     # of a process that was killed
+        ours = {self.dir: (".step-*.tmp", ".step-*.old", ".bad_batch.*.tmp"), self.run: (".*.json.*.tmp", ".model.safetensors.*.tmp", "tokenizer.json*.tmp")}
+        for leftover in [f for folder, patterns in ours.items() for pattern in patterns for f in folder.glob(pattern)]:     # of a process that was killed
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         if cfg.fresh:
             for step in self.steps(): self._discard(step)
@@ -297,7 +299,7 @@ class Checkpointer:
 
     def save_batch(self, batch):  # dict of tensors
         "Keep the batch of a step that went wrong, for a look; returns the file."
-        write_tensors(self.dir/"bad_batch.safetensors", batch)
+        write_tensors(self.dir/"bad_batch.safetensors", {k: v.clone() for k, v in batch.items()})      # two names of one tensor can't be saved
         return self.dir/"bad_batch.safetensors"
 
 # %% ../nbs/13_checkpoint.ipynb #e72926ba
@@ -311,6 +313,9 @@ def run_stage(cfg,           # a stage's config
               dry_run=False, # say what would be done, and stop
              ):              # dict: the last numbers of the run
     "What all stages share: device, precision, optimiser, plan, checkpoints, the loop. Prints the plan before step 0."
+    init = getattr(cfg, "init", "")
+    if init and Path(init).resolve() == Path(cfg.out).resolve(): raise ValueError(f"init and out are both {cfg.out}: the model to begin from would be overwritten; choose another --out")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1: raise ValueError("several processes are not supported yet: start one, without torchrun")
     device = get_device(cfg.device)
     dtype = get_dtype(device, cfg.dtype)
     model.to(device)
@@ -318,5 +323,6 @@ def run_stage(cfg,           # a stage's config
     if dry_run: return {}
     optimizers = build_optimizer(model, cfg.optimizer, cfg.lr, cfg.muon_lr, weight_decay=cfg.weight_decay)
     identity = {"tokens_per_epoch": batches.tokens_per_epoch, "steps_per_epoch": batches.steps_per_epoch, "tokenizer_fingerprint": tokenizer.fingerprint}
+    if init: identity["init_sha256"] = [file_sha256(f) for f in sorted(Path(init).glob("*.safetensors"))]
     checkpointer = Checkpointer(model, tokenizer, optimizers, cfg, identity)
     return fit(model, batches, loss_fn, optimizers, cfg, dtype, checkpointer, evaluate and (lambda: evaluate(model)), desc)

@@ -71,9 +71,11 @@ class Parser(argparse.ArgumentParser):
 # %% ../nbs/40_cli.ipynb #6b785dbd
 def run_stage_command(args):
     "Train a stage, or with --dry-run only say what that would cost."
+    from minimind.core import get_device, get_dtype
     module, cls = stage(args.command)
     try: cfg = config_from(args, cls)
     except ValueError as e: args.parser.error(str(e))
+    get_dtype(get_device(cfg.device), cfg.dtype)      # a wrong name should not be found after an hour of tokenising
     module.run(cfg, dry_run=args.dry_run)
     if not args.dry_run: print(f"The model is in {cfg.out}.  Next:  minimind chat {cfg.out}{' --plain' if args.command == 'pretrain' else ''}    or    minimind eval {cfg.out}")
 
@@ -157,8 +159,9 @@ def data_get(args):
 def row_tokens(tokenizer, row):          # `(what, ids, mask)` for each text in a row of a data file
     "What a stage would make of a row: text, a conversation, or a preferred and a rejected conversation."
     from minimind.chat import encode_chat, parse_conversation
+    from minimind.evaluate import text_ids
     if isinstance(row.get("text"), str):
-        ids = [tokenizer.bos_id, *tokenizer.encode(row["text"]), tokenizer.eos_id]
+        ids = [*text_ids(tokenizer, row["text"]), tokenizer.eos_id]
         return [("", ids, [0] + [1]*(len(ids) - 1))]
     sides = {f" {side}": {"messages": row[side]} for side in ("chosen", "rejected") if side in row} or {"": row}
     return [(side, *encode_chat(tokenizer, *parse_conversation(r, require_reply=False))) for side, r in sides.items()]
@@ -175,7 +178,7 @@ def data_show(args):
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")                      # a short file can't fill the vocabulary, and need not
-            tokenizer = Tokenizer.train((json.dumps(r, ensure_ascii=False) for _, r in rows()), 2048, max_bytes=4 << 20)
+            tokenizer = Tokenizer.train((json.dumps(r, ensure_ascii=False) for _, r in rows()), 2048, max_bytes=1 << 20)
         print(f"(no --tokenizer given: this one, of {tokenizer.vocab_size:,} tokens, was made from the file itself)")
     plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ
     for line, texts in islice(rows(lambda row: row_tokens(tokenizer, row)), args.rows):
@@ -246,13 +249,14 @@ def chat_command(args):
     from minimind.chat import encode_chat
     from minimind.checkpoint import load_pretrained
     from minimind.core import get_device
+    from minimind.evaluate import text_ids
     from minimind.generate import stream
     model, tokenizer = load_pretrained(args.model, get_device(args.device))
     options = dict(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, repetition_penalty=args.repetition_penalty,
                    penalty_exempt=tokenizer.partial_ids, seed=args.seed)
     opening = [{"role": "system", "content": args.system}] if args.system else []
     def say(messages, reply):                 # the pieces of the reply are added to the list `reply`, so that an interrupted one is not lost
-        ids = [tokenizer.bos_id, *tokenizer.encode(messages[-1]["content"])] if args.plain else encode_chat(tokenizer, messages, add_generation_prompt=True)[0]
+        ids = text_ids(tokenizer, messages[-1]["content"]) if args.plain else encode_chat(tokenizer, messages, add_generation_prompt=True)[0]
         for piece in stream(model, tokenizer, ids, **options): print(piece, end="", flush=True); reply.append(piece)
         print()
     if args.prompt is not None: say([*opening, {"role": "user", "content": args.prompt}], []); return
@@ -277,17 +281,18 @@ QUESTIONS = ["Who are you?", "What is 27 + 45?", "Which is bigger, 58 or 85?", "
 
 def run_ladder(args):
     "Tokenizer, pretraining, fine-tuning on the shipped data; then what came of it, in numbers and words."
-    from minimind.core import get_device, pick, sample
+    from minimind.core import get_device, sample, size
     from minimind.checkpoint import load_pretrained, write_json
     from minimind.data import TokenStore
     from minimind.generate import chat
     from minimind.model import num_parameters
     from minimind.pretrain import TEXT_SAMPLES
     from minimind.train import read_metrics
+    if size() != "ci": raise ValueError("`minimind run` trains on the shipped samples at size ci; for a real run: minimind pretrain --model minimind2-small --data …, then minimind sft")
     start, out, device = time.perf_counter(), Path(args.out), get_device(args.device)
     pretrain, PretrainConfig = stage("pretrain")
     sft, SFTConfig = stage("sft")
-    base = PretrainConfig(out=str(out/"pretrain"), model=pick(ci="ci", full="minimind2-small"), steps=args.pretrain_steps, fresh=args.fresh, device=args.device)
+    base = PretrainConfig(out=str(out/"pretrain"), model="ci", steps=args.pretrain_steps, fresh=args.fresh, device=args.device)
     tuned = SFTConfig(out=str(out/"sft"), init=base.out, steps=args.sft_steps, fresh=args.fresh, device=args.device)
     print("1/3 pretraining: text → a model that continues text"); pretrain.run(base)
     print("2/3 fine-tuning: conversations → a model that answers"); sft.run(tuned)
@@ -328,8 +333,8 @@ def build_parser(command=None):      # the stage whose flags are needed; to impo
     def device(p): p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps (default: auto)")
     p = add("run", run_ladder, "the whole ladder on the shipped data: tokenizer, pretraining, fine-tuning, results")
     p.add_argument("--out", default="runs/ci", metavar="DIR", help="folder of the runs (default: runs/ci)")
-    p.add_argument("--pretrain-steps", type=int, default=300, metavar="INT", help="optimizer steps of pretraining (default: 300)")
-    p.add_argument("--sft-steps", type=int, default=260, metavar="INT", help="optimizer steps of fine-tuning (default: 260)")
+    p.add_argument("--pretrain-steps", type=int, default=600, metavar="INT", help="optimizer steps of pretraining (default: 600)")
+    p.add_argument("--sft-steps", type=int, default=720, metavar="INT", help="optimizer steps of fine-tuning (default: 720)")
     p.add_argument("--fresh", action="store_true", help="start again; otherwise what is done is kept, what was stopped goes on")
     device(p)
     add("doctor", doctor, "what this machine is and which preset it can train")

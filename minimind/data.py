@@ -218,13 +218,14 @@ def _write_store(paths, tokenizer, folder, kind, split, dedup, dtype, progress, 
     seen, skipped, elsewhere = _Seen(), Counter(), 0
     def keep(text):
         nonlocal elsewhere
-        if dedup and not seen.add(text): skipped["duplicate"] += 1; return False
+        if dedup and not seen.add(f"{reading} {text}"): skipped["duplicate"] += 1; return False
         if split and in_heldout(text) != (split == "heldout"): elsewhere += 1; return False
         return True
     with ExitStack() as stack:
         writer = _Writer(folder, dtype, stack)
         bar = stack.enter_context(tqdm(total=sum(p.stat().st_size for p in paths), unit="B", unit_scale=True, desc="tokenising", disable=not progress, leave=False))
         for source, path in enumerate(paths):
+            reading = paths[:source].count(path)        # a file that is named again is meant to count again
             if kind == "pretrain": reader, documents = open_texts(path, **reader_args), _text_documents
             else: reader, documents = JsonlReader(path, check=partial(_chat_document, tokenizer=tokenizer), **reader_args), _chat_documents
             done = 0
@@ -278,7 +279,7 @@ def _leftovers(out):
     for folder in out.parent.glob(f".{out.name}.*.tmp"):
         if time.time() - max(f.stat().st_mtime for f in [folder, *folder.iterdir()]) > 600: yield folder
 
-def build_store(paths,                  # files: jsonl, or plain text for `kind="pretrain"`
+def build_store(paths,                  # files: jsonl, or plain text for `kind="pretrain"`; one named twice has twice the weight
                 tokenizer,              # `Tokenizer`
                 out,                    # folder to make; used again as it is when nothing has changed
                 kind="pretrain",        # "pretrain" (`text` rows) or "sft" (chats, with a loss mask)

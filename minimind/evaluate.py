@@ -117,7 +117,7 @@ def wilson(right,    # successes
     if not n: return 0., 1.
     p, d = right/n, 1 + z*z/n
     middle, half = (p + z*z/(2*n))/d, z*math.sqrt(p*(1 - p)/n + z*z/(4*n*n))/d
-    return max(0., middle - half), min(1., middle + half)
+    return middle - half if right else 0., middle + half if right < n else 1.      # 0 and 1 exactly, not up to rounding
 
 # %% ../nbs/14_evaluate.ipynb #bd72b14c
 def check_choices(item):            # a row of a multiple-choice file
@@ -193,9 +193,9 @@ def check_question(row):            # a row of a question file
     return row
 
 def answers_row(reply, row):        # bool
-    "Whether a reply answers a row: its `answer` exactly, or everything that it `must_contain`."
-    if "answer" in row: return is_right(reply, row["answer"])
-    return all(normalise(part) in normalise(reply) for part in row["must_contain"])
+    "Whether a reply gives the `answer` of a row exactly, or contains one of the wordings in `must_contain`."
+    if isinstance(row.get("answer"), str): return is_right(reply, row["answer"])
+    return any(normalise(wording) in normalise(reply) for wording in row["must_contain"])
 
 def answers(model,                  # a `MiniMind`
             tokenizer,              # `Tokenizer`

@@ -59,7 +59,7 @@ class PretrainConfig(StageConfig):
     init: str = ""                            # model folder to go on from, with its tokenizer and shape; none: new weights
     eval_bytes: int = 60_000                  # bytes of each held-out file measured at an evaluation; 0: none
 
-TEXT_SAMPLES = ("pretrain_en.jsonl", "pretrain_zh.jsonl"), ("pretrain_heldout_en.jsonl", "pretrain_heldout_zh.jsonl")
+TEXT_SAMPLES = ("pretrain_en.jsonl", "pretrain_zh.jsonl") + ("pretrain_numbers.jsonl",)*2, ("pretrain_heldout_en.jsonl", "pretrain_heldout_zh.jsonl")
 
 # %% ../nbs/15_pretrain.ipynb #9e9ac377
 def read_documents(files,                     # pretraining files

@@ -6,6 +6,7 @@
 __all__ = ['CHAT_SAMPLES', 'SFTConfig', 'chat_batches', 'question_row', 'read_questions', 'heldout_loss', 'run']
 
 # %% ../nbs/16_sft.ipynb #864255b2
+import sys
 from dataclasses import dataclass
 from itertools import islice
 
@@ -28,16 +29,17 @@ class SFTConfig(StageConfig):
     data: tuple = ()                   # files of conversations (jsonl); none: the shipped samples
     heldout: tuple = ()                # files of conversations to measure on, a field `answer` is what counts as right; none: one conversation in 50 of `data` is kept out
     epochs: float = 2.0                # passes over the data, when `steps` is 0
-    lr: float = 1e-3                   # peak learning rate of AdamW
-    muon_lr: float = 0.01              # peak learning rate of Muon
+    lr: float = 4e-3                   # peak learning rate of AdamW
+    muon_lr: float = 0.02              # peak learning rate of Muon
     eval_rows: int = 200               # packed rows whose loss, and questions whose answer, are measured at an evaluation; 0: none
 
 # %% ../nbs/16_sft.ipynb #392dcc1e
-CHAT_SAMPLES = ("sft_chat_en.jsonl", "sft_chat_zh.jsonl", "sft_skills.jsonl", "sft_text.jsonl"), ("sft_skills_heldout.jsonl",)
+# the few conversations written by hand are named three times, so that the many exercises do not drown them
+CHAT_SAMPLES = ("sft_chat_en.jsonl", "sft_chat_zh.jsonl")*3 + ("sft_skills.jsonl", "sft_text.jsonl"), ("sft_skills_heldout.jsonl",)
 
 def chat_batches(cfg, files, tokenizer, folder, split=None):     # `SFTConfig`; conversation files; `Tokenizer`; of the store; as in `build_store`
     "Packed rows of conversations with their loss mask."
-    store = build_store(files, tokenizer, folder, kind="sft", split=split, on_bad_line=cfg.on_bad_line)
+    store = build_store(files, tokenizer, folder, kind="sft", split=split, on_bad_line=cfg.on_bad_line, progress=sys.stderr.isatty())
     return PackedBatches(store, cfg.seq_len, cfg.batch_size, cfg.seed, on_bad_line=cfg.on_bad_line)
 
 # %% ../nbs/16_sft.ipynb #ce1f3654

@@ -100,7 +100,7 @@ def train_bpe(texts,              # iterable of str, or one str
 # %% ../nbs/01_tokenizer.ipynb #09921fad
 def bpe_encode(text,    # any str; nothing in it is special
                vocab,   # {id: bytes}, as `train_bpe` returns it
-               merges,  # [(bytes, bytes)] in the order they were learnt
+               merges,  # [(bytes, bytes)] in the order they were learned
               ):        # list of int
     "Encode `text` by replaying the merges in each piece. Readable, and slow for long pieces."
     ids, rank = {token: i for i, token in reversed(vocab.items())}, {pair: r for r, pair in enumerate(merges)}

@@ -37,10 +37,10 @@ class TrainConfig:
     steps: int = 0                   # optimizer steps; 0: as many as `epochs` make
     epochs: float = 1.0              # passes over the data, when `steps` is 0
     seq_len: int = 256               # tokens a row
-    batch_size: int = 16             # rows an optimizer step, over all processes and micro-batches
+    batch_size: int = 8              # rows an optimizer step, over all processes and micro-batches
     micro_batch_size: int = 16       # rows a forward pass; less memory, same result
     optimizer: str = "muon"          # muon or adamw
-    lr: float = 3e-3                 # peak learning rate of AdamW
+    lr: float = 1e-2                 # peak learning rate of AdamW
     muon_lr: float = 0.02            # peak learning rate of Muon
     weight_decay: float = 0.0        # of matrices and tables, times the learning rate
     schedule: str = "cosine"         # cosine, linear or constant, after the warm-up
@@ -60,7 +60,7 @@ class TrainConfig:
 
     def __post_init__(self):
         def refuse(name, why): raise ValueError(f"{name}={getattr(self, name)!r}: {why}")
-        for name in ("steps", "warmup", "eval_every", "clip", "weight_decay", "epochs"):
+        for name in ("steps", "warmup", "eval_every", "clip", "weight_decay", "epochs", "seed"):
             if not 0 <= getattr(self, name) < math.inf: refuse(name, "must be zero or positive")
         for name in ("seq_len", "batch_size", "micro_batch_size", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1: refuse(name, "must be at least 1")
@@ -335,6 +335,7 @@ def fit(model,               # a `MiniMind` on its device
        ):                    # dict: the numbers of the last step
     "Train. Begins where the checkpointer says, saves before it evaluates. Raises `NonFinite`; on Ctrl-C or SIGTERM saves, then `KeyboardInterrupt` or `SystemExit`."
     total = total_steps(cfg, batches)
+    warmup = min(cfg.warmup, total//5)          # a short run must reach its learning rate too
     first = checkpointer.load() if checkpointer else 0
     log, window, skipped = MetricsLog(Path(cfg.out)/"metrics.jsonl", first), Window(checkpointer.progress if checkpointer else {}), 0
     def due(step): return evaluate is not None and step > 0 and (step == total or cfg.eval_every > 0 and step % cfg.eval_every == 0)
@@ -348,9 +349,10 @@ def fit(model,               # a `MiniMind` on its device
     model.train()
     with stop_signals() as stop, tqdm(total=total, initial=first, desc=desc, unit="step", dynamic_ncols=True, disable=None) as bar:
         if due(first) and not log.evaluated: measure(first)         # it was killed after the checkpoint, before the evaluation
+        if stop: raise stopped(stop[0], desc, first, total, cfg, checkpointer)
         for step in range(first, total):
             started, done = time.perf_counter(), step + 1
-            batch, factor = batches.at(step), lr_factor(step, total, cfg.warmup, cfg.schedule, cfg.final_lr)
+            batch, factor = batches.at(step), lr_factor(step, total, warmup, cfg.schedule, cfg.final_lr)
             optimizers.set_lr(factor)
             result = train_step(model, batch, loss_fn, optimizers, cfg, dtype)
             if result.finite: window.add(result); skipped = 0
@@ -365,7 +367,8 @@ def fit(model,               # a `MiniMind` on its device
                 if bar.disable: tqdm.write(f"{desc} step {done:,}/{total:,}  {format_line(numbers)}  {format_seconds((total - done)*window['seconds']/window['steps'])} left")
                 else: bar.set_postfix_str(format_line(numbers))
                 window.clear()
-            if checkpointer and (stop or due(done) or done == total or done % cfg.save_every == 0): checkpointer.save(done, dict(window))
-            if stop: raise stopped(stop[0], desc, done, total, cfg, checkpointer)
-            if due(done): measure(done)
+            stopping = list(stop)               # a signal that comes after this look waits for the next one
+            if checkpointer and (stopping or due(done) or done == total or done % cfg.save_every == 0): checkpointer.save(done, dict(window))
+            if due(done) and not stopping: measure(done); stopping = list(stop)
+            if stopping: raise stopped(stopping[0], desc, done, total, cfg, checkpointer)
     return log.last()

@@ -12,7 +12,7 @@ from minimind import train
 from minimind.checkpoint import load_pretrained, save_pretrained, to_hf_config
 from minimind.cli import STAGES, main, stage
 from minimind.core import sample
-from minimind.data import JsonlReader
+from minimind.data import JsonlReader, in_heldout
 from minimind.model import MiniMind, ModelConfig
 from minimind.tokenizer import Tokenizer
 from minimind.train import read_metrics
@@ -136,7 +136,10 @@ def test_goes_on_after_an_interrupt(name, world, finished, tmp_path, monkeypatch
         if step == 9: signal.raise_signal(signal.SIGINT)
         return factor(step, *args)
     monkeypatch.setattr(train, "lr_factor", interrupting)
-    with pytest.raises(KeyboardInterrupt): module.run(cfg)
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)       # a shell's background jobs are started with Ctrl-C ignored
+    try:
+        with pytest.raises(KeyboardInterrupt): module.run(cfg)
+    finally: signal.signal(signal.SIGINT, old)
     assert max(line["step"] for line in read_metrics(cfg.out)) < whole.steps
     monkeypatch.setattr(train, "lr_factor", factor)
     module.run(cfg)
@@ -211,6 +214,9 @@ def test_a_part_is_kept_out_where_no_files_are(name, measure, world, tmp_path, c
     module, cfg = config(name, world, tmp_path/"run", data=sample("pretrain_heldout_en.jsonl" if name == "pretrain" else "sft_chat_en.jsonl"), heldout=(), steps=1, seq_len=256)
     assert module.run(cfg)[measure] > 0
     assert "held out: " in capsys.readouterr().out
+    if name == "pretrain":
+        files, _ = cfg.files(module.TEXT_SAMPLES)
+        assert all(map(in_heldout, module.heldout_texts(cfg, files, [])["heldout"])) and not any(map(in_heldout, module.read_documents(files, "train")))
 
 
 def test_pretraining_can_go_on_from_a_model(world, tmp_path):

@@ -169,9 +169,9 @@ def parity(rng):
 
 
 # generator, rows to train on, rows held out
-SKILLS = {"add": (add, 3200, 140), "subtract": (subtract, 2400, 120), "compare": (compare, 1300, 80), "parity": (parity, 600, 60),
-          "pick": (pick, 800, 60), "count": (count, 500, 40), "weekday": (weekday, 300, 20), "month": (month, 200, 20),
-          "sequence": (sequence, 300, 20), "spell": (spell, 300, 20), "sort": (sort_three, 200, 10), "reverse": (reverse, 200, 10)}
+SKILLS = {"add": (add, 3200, 140), "subtract": (subtract, 2400, 120), "compare": (compare, 2000, 100), "parity": (parity, 600, 60),
+          "pick": (pick, 1000, 60), "count": (count, 500, 40), "weekday": (weekday, 300, 20), "month": (month, 200, 10),
+          "sequence": (sequence, 300, 20), "spell": (spell, 200, 10), "sort": (sort_three, 200, 10), "reverse": (reverse, 200, 10)}
 
 
 _PLURAL = re.compile(r"\b(apples|pages|balls|birds|socks)\b")     # not with the number one
@@ -211,7 +211,7 @@ def drills(kilobytes=280, lines=24):
     rng, found = random.Random("drills"), {}
     size = 0
     while size < 1000 * kilobytes:
-        problem = rng.choice((add, add, add, subtract, subtract, compare))(rng)
+        problem = rng.choice((add, add, add, subtract, subtract, compare, compare))(rng)
         line = problem.reply["en"].split(". The answer")[0]
         if is_heldout(problem.name, ONE_IN) or line in found: continue
         found[line] = None

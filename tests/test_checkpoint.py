@@ -1,0 +1,490 @@
+"Model folders against transformers, exact resume, and every way a folder or a disk can be broken."
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from minimind.chat import encode_chat
+from minimind.checkpoint import (Checkpointer, SettingsChanged, atomic_path, from_hf_config, load_config, load_model, load_pretrained, model_tensors, read_json, read_tensors, run_stage,
+                                 save_pretrained, to_hf_config, write_json, write_tensors)
+from minimind.core import sample
+from minimind.generate import generate
+from minimind.losses import causal_lm_loss
+from minimind.model import MiniMind, ModelConfig
+from minimind.optim import build_optimizer
+from minimind.tokenizer import Tokenizer
+from minimind.train import TrainConfig, fit, read_metrics
+
+SHAPE = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=80, initializer_range=0.2)
+kinds = pytest.mark.parametrize("qk_norm, tied", [(True, True), (True, False), (False, True), (False, False)], ids=["qwen3-tied", "qwen3", "llama-tied", "llama"])
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    lines = sample("pretrain_en.jsonl").read_text(encoding="utf-8").splitlines()[:150]
+    return Tokenizer.train((json.loads(l)["text"] for l in lines), 500)
+
+
+def model_of(tokenizer, qk_norm=True, tied=True, seed=0, **changes):
+    torch.manual_seed(seed)
+    model = MiniMind(ModelConfig(**SHAPE | dict(vocab_size=tokenizer.vocab_size, qk_norm=qk_norm, tie_word_embeddings=tied) | changes))
+    for name, p in model.named_parameters():
+        if p.ndim == 1: torch.nn.init.uniform_(p, 0.5, 1.5)          # norm gains that a loader could not get right by default
+    return model.eval()
+
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture
+def complaints(caplog):
+    "What transformers says while a folder is loaded: nothing."
+    from transformers.utils import logging
+    logger = logging.get_logger("transformers")
+    logger.addHandler(caplog.handler)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield lambda: [str(w.message) for w in caught] + [r.getMessage() for r in caplog.records]
+    logger.removeHandler(caplog.handler)
+
+
+# ---- Hugging Face folders --------------------------------------------------------------------------------------------
+@kinds
+def test_transformers_opens_our_folder(tmp_path, tokenizer, complaints, qk_norm, tied):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model = model_of(tokenizer, qk_norm, tied)
+    save_pretrained(model, tokenizer, tmp_path)
+    theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    their_tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert not any(info.values()) and complaints() == []
+    assert type(theirs).__name__ == ("Qwen3ForCausalLM" if qk_norm else "LlamaForCausalLM") and theirs.dtype == torch.float32
+    ids = torch.randint(0, tokenizer.vocab_size, (2, 30), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(): torch.testing.assert_close(theirs(ids).logits, model(ids), rtol=0, atol=1e-4)          # logits of about 10; float32 in another order
+    ours = generate(model, ids[0].tolist(), 24, temperature=0)
+    assert theirs.generate(ids[:1], max_new_tokens=24, do_sample=False)[0, 30:].tolist() == ours
+    assert [their_tokenizer.pad_token_id, their_tokenizer.bos_token_id, their_tokenizer.eos_token_id] == [0, 1, 2]
+    for text in ("Hello, world!  3+4 = 7\n", "你好 👋 <think>"):
+        assert their_tokenizer.encode(text, add_special_tokens=True) == tokenizer.encode(text, allow_special=True)
+        assert their_tokenizer.decode(tokenizer.encode(text)) == text
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "3 + 4 ?"}, {"role": "assistant", "content": "7"}, {"role": "user", "content": "你好"}]
+    for options in ({}, {"enable_thinking": True}, {"enable_thinking": False}):
+        theirs_ids = their_tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=True, **options)["input_ids"]
+        assert theirs_ids == encode_chat(tokenizer, messages, thinking=options.get("enable_thinking"), add_generation_prompt=True)[0]
+
+
+@kinds
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shards", ["5GB", "30KB"])
+def test_we_open_their_folder(tmp_path, tokenizer, qk_norm, tied, dtype, shards):
+    import transformers
+    own = model_of(tokenizer, qk_norm, tied).config
+    settings = to_hf_config(own)
+    kind = transformers.Qwen3Config if qk_norm else transformers.LlamaConfig
+    torch.manual_seed(1)
+    theirs = transformers.AutoModelForCausalLM.from_config(kind(**{k: settings[k] for k in (*SHAPE, "vocab_size", "tie_word_embeddings", "rms_norm_eps", "max_position_embeddings", "rope_parameters")})).to(dtype)
+    theirs.save_pretrained(tmp_path, max_shard_size=shards)
+    assert (tmp_path/"model.safetensors.index.json").exists() == (shards == "30KB")
+    if dtype != torch.float32: theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)      # `.float()` would keep rotary tables rounded to 8 bits
+    ours = load_model(tmp_path)
+    assert replace(ours.config, pad_token_id=0, bos_token_id=1, eos_token_id=2) == own
+    ids = torch.randint(0, tokenizer.vocab_size, (2, 30))
+    with torch.no_grad(): torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=0, atol=1e-4)
+
+
+@kinds
+def test_round_trip(tmp_path, tokenizer, qk_norm, tied):
+    model = model_of(tokenizer, qk_norm, tied, rope_theta=5e5, max_position_embeddings=777, rms_norm_eps=3e-5)
+    save_pretrained(model, tokenizer, tmp_path)
+    again, tok = load_pretrained(tmp_path)
+    assert again.config == model.config and same(again.state_dict(), model.state_dict()) and not again.training
+    assert tok.fingerprint == tokenizer.fingerprint and (again.lm_head.weight is again.model.embed_tokens.weight) == tied
+    assert ("lm_head.weight" in read_tensors(tmp_path/"model.safetensors")) == (not tied)
+    assert {oct(f.stat().st_mode & 0o777) for f in tmp_path.iterdir()} == {"0o644"}, "others may read a model"
+
+
+def test_bfloat16_folder(tmp_path, tokenizer):
+    model = model_of(tokenizer)
+    save_pretrained(model, tokenizer, tmp_path, dtype=torch.bfloat16)
+    d = read_json(tmp_path/"config.json")
+    assert d["dtype"] == d["torch_dtype"] == "bfloat16" and (tmp_path/"model.safetensors").stat().st_size < 0.6*4*sum(t.numel() for t in model_tensors(model).values())
+    assert all(torch.equal(v, model.state_dict()[k].bfloat16().float()) for k, v in load_model(tmp_path).state_dict().items())
+
+
+def test_config_in_the_style_of_transformers_4():
+    d = {"_name_or_path": "x", "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": [2, 7], "hidden_act": "silu", "hidden_size": 64,
+         "initializer_range": 0.02, "intermediate_size": 128, "max_position_embeddings": 2048, "mlp_bias": False, "model_type": "llama", "num_attention_heads": 4, "num_hidden_layers": 2, "num_key_value_heads": 2,
+         "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 500000.0, "tie_word_embeddings": True, "torch_dtype": "bfloat16", "transformers_version": "4.40.0", "use_cache": True, "vocab_size": 300}
+    c = from_hf_config(d)
+    assert (c.rope_theta, c.qk_norm, c.tie_word_embeddings, c.eos_token_id, c.head_dim, c.rms_norm_eps) == (5e5, False, True, 2, 16, 1e-5)
+
+
+def test_absent_keys_mean_what_they_mean_to_transformers():
+    d = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 300}
+    llama, qwen = from_hf_config(d | {"model_type": "llama"}), from_hf_config(d | {"model_type": "qwen3", "num_key_value_heads": 2})
+    assert (llama.tie_word_embeddings, llama.num_key_value_heads, llama.rope_theta, llama.head_dim, llama.max_position_embeddings) == (False, 4, 1e4, 16, 2048)
+    assert (qwen.tie_word_embeddings, qwen.head_dim, qwen.rope_theta, qwen.rms_norm_eps) == (False, 128, 1e4, 1e-6)
+
+
+def test_presets_survive_their_config():
+    from minimind.model import PRESETS
+    assert all(from_hf_config(json.loads(json.dumps(to_hf_config(c)))) == c for c in PRESETS.values())
+
+
+@pytest.mark.parametrize("change, message", [({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"), ({"n_routed_experts": 4}, "unknown config keys .'n_routed_experts'."), ({"hidden_act": "gelu"}, "hidden_act is not 'silu'"),
+                                             ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear'"), ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is not 1.0"),
+                                             ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"), ({"quantization_config": {"bits": 4}}, "quantization_config"), ({"hidden_size": None}, "hidden_size"),
+                                             ({"vocab_size": None}, "vocab_size is missing"), ({"hidden_size": "48"}, ".")])
+def test_a_config_we_cannot_follow_is_refused(tmp_path, tokenizer, change, message):
+    save_pretrained(model_of(tokenizer), tokenizer, tmp_path)
+    write_json(tmp_path/"config.json", read_json(tmp_path/"config.json") | change)
+    with pytest.raises(ValueError, match=message) as e: load_pretrained(tmp_path)
+    assert "config.json" in str(e.value) and e.value.__cause__ is None and (e.value.__suppress_context__ or e.value.__context__ is None)
+
+
+def test_saving_over_another_model(tmp_path, tokenizer):
+    "Nothing of the model that was there before may be read afterwards, by us or by transformers."
+    import transformers
+    torch.manual_seed(1)
+    other = transformers.LlamaForCausalLM(transformers.LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=300))
+    other.save_pretrained(tmp_path, max_shard_size="20KB")
+    (tmp_path/"chat_template.jinja").write_text("nonsense")
+    model = model_of(tokenizer)
+    save_pretrained(model, tokenizer, tmp_path)
+    again, tok = load_pretrained(tmp_path)
+    assert same(again.state_dict(), model.state_dict()) and "im_start" in tok.chat_template
+
+
+# ---- broken folders --------------------------------------------------------------------------------------------------
+def only_error(e): return e.value.__cause__ is None and (e.value.__suppress_context__ or e.value.__context__ is None)
+
+
+def damage(path, change):
+    tensors = read_tensors(path/"model.safetensors")
+    tensors = {k: v.clone() for k, v in tensors.items()}
+    change(tensors)
+    write_tensors(path/"model.safetensors", tensors)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda t: t.pop("model.norm.weight"), "missing weights model.norm.weight, unknown weights none"),
+    (lambda t: t.update(x=torch.ones(2)), "missing weights none, unknown weights x"),
+    (lambda t: t.update({"model.norm.weight": torch.ones(7)}), r"model.norm.weight is \(7,\), wanted \(48,\)"),
+    (lambda t: t.clear() or t.update(a=torch.ones(1)), "and 21 more, unknown weights a"),
+    (lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}), "lm_head.weight of its own")])
+def test_weights_that_do_not_fit_are_named(tmp_path, tokenizer, change, message):
+    save_pretrained(model_of(tokenizer), tokenizer, tmp_path)
+    damage(tmp_path, change)
+    with pytest.raises(ValueError, match=message) as e: load_pretrained(tmp_path)
+    assert str(tmp_path) in str(e.value) and only_error(e)
+
+
+def test_a_tied_head_that_was_saved_is_fine(tmp_path, tokenizer):
+    model = model_of(tokenizer)
+    save_pretrained(model, tokenizer, tmp_path)
+    damage(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone(), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}))
+    assert same(load_model(tmp_path).state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("length", [0, 5, 200, -1])
+def test_truncated_weights(tmp_path, tokenizer, length):
+    save_pretrained(model_of(tokenizer), tokenizer, tmp_path)
+    file = tmp_path/"model.safetensors"
+    os.truncate(file, length if length >= 0 else file.stat().st_size - 1)
+    with pytest.raises(ValueError, match="model.safetensors is damaged or cut off") as e: load_pretrained(tmp_path)
+    assert only_error(e)
+
+
+def test_missing_files(tmp_path, tokenizer):
+    def complaint(error):
+        with pytest.raises(error) as e: load_pretrained(tmp_path)
+        assert only_error(e)
+        return str(e.value)
+    assert "not a model folder" in complaint(FileNotFoundError)
+    save_pretrained(model_of(tokenizer), tokenizer, tmp_path)
+    (tmp_path/"config.json").write_text("{")
+    assert "config.json is damaged" in complaint(ValueError)
+    (tmp_path/"config.json").write_text("[]")
+    assert "is not supported" in complaint(ValueError)
+    save_pretrained(model_of(tokenizer), tokenizer, tmp_path)
+    os.rename(tmp_path/"model.safetensors", tmp_path/"pytorch_model.bin")
+    assert "no model.safetensors; pytorch_model.bin can't be read" in complaint(FileNotFoundError)
+    write_json(tmp_path/"model.safetensors.index.json", {"weight_map": {"a": "model-00001-of-00002.safetensors"}})
+    assert "model-00001-of-00002.safetensors: no such file" in complaint(FileNotFoundError)
+
+
+# ---- atomic writes ---------------------------------------------------------------------------------------------------
+def test_atomic_path_replaces_whole_or_not_at_all(tmp_path):
+    file = tmp_path/"a.json"
+    write_json(file, {"old": "值"})
+    assert read_json(file) == {"old": "值"}
+    with pytest.raises(KeyboardInterrupt):
+        with atomic_path(file) as tmp: tmp.write_text("half"); raise KeyboardInterrupt
+    assert read_json(file) == {"old": "值"} and os.listdir(tmp_path) == ["a.json"]
+    with pytest.raises(OSError, match="could not write .*a.json.*what was there before is unchanged") as e:
+        with atomic_path(file) as tmp: tmp.write_text("half"); raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert e.value.errno == errno.ENOSPC and only_error(e) and read_json(file) == {"old": "值"} and os.listdir(tmp_path) == ["a.json"]
+
+
+def limited(code, folder, limit):
+    "Run code in a process that may not write files beyond a size: what a full disk does, without being root."
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n" + code
+    return subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[1])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of resources are Unix")
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    write_tensors(tmp_path/"a.safetensors", {"w": torch.ones(3)})
+    done = limited("""
+import sys, torch
+from pathlib import Path
+from minimind.checkpoint import write_json, write_tensors
+folder = Path(sys.argv[1])
+for write in (lambda: write_tensors(folder/"a.safetensors", {"w": torch.zeros(100_000)}), lambda: write_json(folder/"b.json", "x"*100_000)):
+    try: write()
+    except OSError as e: print(e.errno, e)
+""", tmp_path, 50_000)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith(str(errno.EFBIG)) and "could not write" in first and "a.safetensors: File too large; what was there before is unchanged" in first and "b.json" in second
+    assert sorted(os.listdir(tmp_path)) == ["a.safetensors"] and torch.equal(read_tensors(tmp_path/"a.safetensors")["w"], torch.ones(3))
+
+
+# ---- resume ----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Settings(TrainConfig):
+    data: tuple = ("a.jsonl",)
+
+
+class Rows:
+    "The same random rows for every run; a pure function of the step."
+    steps_per_epoch, fill = 3, 1.0
+    def __init__(self, V, rows=4): self.V, self.rows, self.tokens_per_epoch = V, rows, 3*rows*16
+    def at(self, step):
+        ids = torch.randint(0, self.V, (self.rows, 16), generator=torch.Generator().manual_seed(step % 3))
+        return dict(input_ids=ids, labels=ids)
+
+
+def settings(out, **changes): return Settings(**{"out": str(out), "steps": 6, "warmup": 1, "save_every": 2, "log_every": 3, "device": "cpu", "micro_batch_size": 2} | changes)
+
+
+def train(tokenizer, out, start=0, loss_fn=causal_lm_loss, rows=4, evaluate=None, **changes):
+    model = model_of(tokenizer, seed=start).train()
+    return run_stage(settings(out, **changes), model, tokenizer, Rows(tokenizer.vocab_size, rows), loss_fn, evaluate), model
+
+
+def stops_after(calls):
+    left = [calls]
+    def loss_fn(model, batch):
+        if not left[0]: raise KeyboardInterrupt
+        left[0] -= 1
+        return causal_lm_loss(model, batch)
+    return loss_fn
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_resume_is_exact(tmp_path, tokenizer, optimizer):
+    last, whole = train(tokenizer, tmp_path/"whole", optimizer=optimizer)
+    with pytest.raises(KeyboardInterrupt): train(tokenizer, tmp_path/"cut", optimizer=optimizer, loss_fn=stops_after(9))      # in step 5, between its micro-batches
+    assert [s.name for s in sorted((tmp_path/"cut"/"trainer").iterdir())] == ["step-00000002", "step-00000004"]
+    again_last, again = train(tokenizer, tmp_path/"cut", optimizer=optimizer, start=7)                                         # from other weights: the checkpoint's count
+    assert same(whole.state_dict(), again.state_dict()) and last["loss"] == again_last["loss"]
+    assert (tmp_path/"whole"/"model.safetensors").read_bytes() == (tmp_path/"cut"/"model.safetensors").read_bytes()
+    assert same(load_model(tmp_path/"cut").state_dict(), whole.state_dict())
+
+
+def test_random_numbers_go_on(tmp_path, tokenizer):
+    import random
+    def noisy(model, batch):
+        loss, weight, _ = causal_lm_loss(model, batch)
+        return loss*(1 + 0.1*torch.rand(()) + 0.1*random.random()), weight, {}
+    def start(out, calls=99):
+        inner = stops_after(calls)
+        def loss_fn(model, batch): inner(model, batch); return noisy(model, batch)
+        return train(tokenizer, out, loss_fn=loss_fn)[1]
+    random.seed(3); whole = start(tmp_path/"whole")
+    random.seed(3)
+    with pytest.raises(KeyboardInterrupt): start(tmp_path/"cut", 9)
+    random.seed(77)
+    assert same(start(tmp_path/"cut").state_dict(), whole.state_dict())
+
+
+def test_run_folder(tmp_path, tokenizer):
+    train(tokenizer, tmp_path, keep=2)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["config.json", "generation_config.json", "metrics.jsonl", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "trainer"]
+    steps = sorted((tmp_path/"trainer").iterdir())
+    assert [s.name for s in steps] == ["step-00000004", "step-00000006"], "only `keep` checkpoints stay"
+    assert sorted(f.name for f in steps[1].iterdir()) == ["model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"]
+    assert os.path.samefile(steps[1]/"model.safetensors", tmp_path/"model.safetensors"), "one copy of the weights on the disk"
+
+
+def test_without_hard_links(tmp_path, tokenizer, monkeypatch):
+    def refuse(*args): raise OSError(errno.EPERM, "no links here")
+    monkeypatch.setattr(os, "link", refuse)
+    _, model = train(tokenizer, tmp_path)
+    assert same(load_model(tmp_path).state_dict(), model.state_dict())
+
+
+def test_finished_run_returns_at_once(tmp_path, tokenizer):
+    last, model = train(tokenizer, tmp_path, evaluate=lambda m: {"bpb": 2.})
+    def never(model, batch): raise AssertionError("a finished run computes nothing")
+    again, loaded = train(tokenizer, tmp_path, start=7, loss_fn=never, evaluate=lambda m: never(m, 0))
+    assert again == last and again["step"] == 6 and again["bpb"] == 2. and same(loaded.state_dict(), model.state_dict())
+
+
+def test_an_unpublished_checkpoint_is_published(tmp_path, tokenizer):
+    "Killed between the checkpoint of the last step and the model folder."
+    _, model = train(tokenizer, tmp_path)
+    shutil.copyfile(tmp_path/"trainer"/"step-00000004"/"model.safetensors", tmp_path/"old"); os.replace(tmp_path/"old", tmp_path/"model.safetensors")
+    (tmp_path/"config.json").unlink()
+    train(tokenizer, tmp_path)
+    assert same(load_model(tmp_path).state_dict(), model.state_dict())
+
+
+def test_fresh_starts_again(tmp_path, tokenizer):
+    train(tokenizer, tmp_path, lr=1e-3)
+    last, model = train(tokenizer, tmp_path, fresh=True, steps=3)
+    assert last["step"] == 3 and [l["step"] for l in read_metrics(tmp_path)] == [3] and [s.name for s in sorted((tmp_path/"trainer").iterdir())] == ["step-00000002", "step-00000003"]
+    assert same(model.state_dict(), train(tokenizer, tmp_path/"other", steps=3)[1].state_dict())
+
+
+@pytest.mark.parametrize("changes, message", [(dict(lr=1e-4), "lr was [0-9.]+, is 0.0001"), (dict(steps=9, seed=1), "seed was 42, is 1; steps was 6, is 9"), (dict(data=("b.jsonl",)), "data was .'a.jsonl'., is .'b.jsonl'."),
+                                              (dict(rows=5), "tokens_per_epoch was 192, is 240")])
+def test_other_settings_are_refused_by_name(tmp_path, tokenizer, changes, message):
+    with pytest.raises(KeyboardInterrupt): train(tokenizer, tmp_path, loss_fn=stops_after(5))
+    with pytest.raises(SettingsChanged, match=message) as e: train(tokenizer, tmp_path, **changes)
+    assert "--fresh" in str(e.value) and "damaged" not in str(e.value) and only_error(e)
+
+
+def test_settings_that_change_nothing_may_change(tmp_path, tokenizer):
+    with pytest.raises(KeyboardInterrupt): train(tokenizer, tmp_path/"a", loss_fn=stops_after(5))
+    shutil.copytree(tmp_path/"a", tmp_path/"b")
+    last, _ = train(tokenizer, tmp_path/"b", log_every=1, save_every=1, keep=1, on_nan="skip", micro_batch_size=4, data=("a.jsonl",))
+    assert last["step"] == 6
+
+
+# ---- broken checkpoints ----------------------------------------------------------------------------------------------
+def state(change):
+    def apply(folder): d = read_json(folder/"state.json"); change(d); write_json(folder/"state.json", d)
+    return apply
+
+
+@pytest.mark.parametrize("breakage, message", [
+    (lambda f: os.truncate(f/"model.safetensors", 1000), "model.safetensors is damaged or cut off .1,000 bytes."),
+    (lambda f: os.truncate(f/"optimizer.safetensors", 1000), "optimizer.safetensors is damaged or cut off"),
+    (lambda f: os.truncate(f/"random.safetensors", 3), "random.safetensors is damaged or cut off"),
+    (lambda f: (f/"optimizer.safetensors").unlink(), "optimizer.safetensors: no such file"),
+    (lambda f: (f/"state.json").write_text('{"step": 6, '), "state.json is damaged"),
+    (lambda f: (f/"state.json").write_text("[1]"), "can't be used"),
+    (lambda f: (f/"state.json").unlink(), "state.json"),
+    (state(lambda d: d.pop("python_random")), "lacks 'python_random'")])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_resumes(tmp_path, tokenizer, breakage, message):
+    with pytest.raises(KeyboardInterrupt): train(tokenizer, tmp_path, loss_fn=stops_after(9))
+    newest = tmp_path/"trainer"/"step-00000004"
+    breakage(newest)
+    with pytest.raises(ValueError, match=message) as e: train(tokenizer, tmp_path)
+    assert f"Delete {newest} to go on from step-00000002" in str(e.value) and only_error(e) and not isinstance(e.value, SettingsChanged)
+    shutil.rmtree(newest)
+    _, model = train(tokenizer, tmp_path, start=7)
+    assert same(model.state_dict(), train(tokenizer, tmp_path/"whole")[1].state_dict())
+
+
+def test_the_only_checkpoint_is_damaged(tmp_path, tokenizer):
+    with pytest.raises(KeyboardInterrupt): train(tokenizer, tmp_path, loss_fn=stops_after(5))
+    (tmp_path/"trainer"/"step-00000002"/"state.json").write_text("")
+    with pytest.raises(ValueError, match="Delete .*step-00000002 to start again"): train(tokenizer, tmp_path)
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path, tokenizer):
+    train(tokenizer, tmp_path, steps=2)
+    (tmp_path/"trainer"/".step-00000004.tmp").mkdir()
+    (tmp_path/"trainer"/".step-00000004.tmp"/"model.safetensors").write_text("half")
+    (tmp_path/"trainer"/".step-00000001.old").mkdir()
+    (tmp_path/".model.safetensors.123.tmp").write_text("half"); (tmp_path/".tmpAb12").write_text("half")
+    train(tokenizer, tmp_path, steps=2)
+    assert [f.name for f in tmp_path.rglob("*") if f.name.startswith(".")] == [] and [s.name for s in (tmp_path/"trainer").iterdir()] == ["step-00000002"]
+
+
+def test_nan_keeps_the_last_checkpoint_and_the_batch(tmp_path, tokenizer):
+    def loss_fn(model, batch):
+        calls.append(1)
+        loss, weight, _ = causal_lm_loss(model, batch)
+        return loss*(float("nan") if len(calls) == 9 else 1.), weight, {}
+    calls = []
+    from minimind.train import NonFinite
+    with pytest.raises(NonFinite, match="step 5: loss nan.*trainer.bad_batch.safetensors"): train(tokenizer, tmp_path, loss_fn=loss_fn)
+    assert same(read_tensors(tmp_path/"trainer"/"bad_batch.safetensors"), Rows(tokenizer.vocab_size).at(4))
+    _, model = train(tokenizer, tmp_path, start=7)                    # the cause is gone: it goes on from step 4
+    assert same(model.state_dict(), train(tokenizer, tmp_path/"whole")[1].state_dict())
+
+
+# ---- a full disk in the middle of training ---------------------------------------------------------------------------
+TRAIN = """
+import sys
+sys.path.insert(0, "tests")
+import torch
+from test_checkpoint import Rows, model_of, settings
+from minimind.checkpoint import run_stage
+from minimind.losses import causal_lm_loss
+from minimind.tokenizer import Tokenizer
+tokenizer = Tokenizer.from_file(sys.argv[1] + ".tokenizer.json")
+run_stage(settings(sys.argv[1]), model_of(tokenizer).train(), tokenizer, Rows(tokenizer.vocab_size), causal_lm_loss)
+"""
+
+
+def stopped_by_full_disk(done, out):
+    "One clear error, of one kind; the checkpoint before is whole."
+    assert done.returncode != 0 and done.stderr.count("Traceback") == 1 and "During handling" not in done.stderr, done.stderr
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith("OSError: [Errno ") and "the last good one is" in error and "Make room, then give the same command again" in error, error
+    assert [f.name for f in (out/"trainer").iterdir() if f.name.startswith(".")] == []
+    return error
+
+
+def resumes(tokenizer, out, reference):
+    _, model = train(tokenizer, out, start=7)
+    assert same(model.state_dict(), train(tokenizer, reference)[1].state_dict())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of resources are Unix")
+def test_a_file_that_cannot_grow_during_training(tmp_path, tokenizer):
+    out = tmp_path/"run"
+    tokenizer.save(tmp_path/"run.tokenizer.json")
+    with pytest.raises(KeyboardInterrupt): train(tokenizer, out, loss_fn=stops_after(5))                 # a good checkpoint of step 2
+    size = (out/"trainer"/"step-00000002"/"optimizer.safetensors").stat().st_size
+    error = stopped_by_full_disk(limited(TRAIN, out, size - 1), out)                                      # the weights are written, the optimizer's state is not
+    assert "File too large" in error and "no checkpoint of step 4" in error
+    resumes(tokenizer, out, tmp_path/"whole")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0 or not shutil.which("mount"), reason="mounting a small disk needs root")
+def test_a_really_full_disk_during_training(tmp_path, tokenizer):
+    disk = tmp_path/"disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1400k", "tmpfs", disk], capture_output=True).returncode: pytest.skip("this machine does not let root mount a tmpfs")
+    try:
+        out = disk/"run"
+        tokenizer.save(disk/"run.tokenizer.json")
+        done = subprocess.run([sys.executable, "-c", TRAIN, str(out)], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[1])
+        error = stopped_by_full_disk(done, out)
+        assert "No space left on device" in error and len(list((out/"trainer").glob("step-*"))) >= 1
+        assert same(load_model(out).state_dict(), load_model(out).state_dict())                           # the published model opens
+        shutil.copytree(out, tmp_path/"run")                                                              # where there is room
+    finally: subprocess.run(["umount", disk], check=True)
+    resumes(tokenizer, tmp_path/"run", tmp_path/"whole")
+
+
+def test_fit_works_with_a_checkpointer_of_its_own(tmp_path, tokenizer):
+    "The parts that `run_stage` puts together can be used alone."
+    model, cfg = model_of(tokenizer).train(), settings(tmp_path, steps=2)
+    optimizers = build_optimizer(model)
+    checkpointer = Checkpointer(model, None, optimizers, cfg)
+    assert fit(model, Rows(tokenizer.vocab_size), causal_lm_loss, optimizers, cfg, checkpointer=checkpointer)["step"] == 2
+    assert load_config(tmp_path) == model.config
