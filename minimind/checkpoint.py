@@ -214,7 +214,7 @@ class SettingsChanged(ValueError):
     "A run is to be resumed with settings that would change its result."
 
 # These may change between start and resume: they decide where and how often, not what.
-_FREE = {"out", "device", "log_every", "eval_every", "save_every", "keep", "on_nan", "fresh", "micro_batch_size"}
+_FREE = {"out", "device", "eval_bytes", "eval_rows", "log_every", "eval_every", "save_every", "keep", "on_nan", "fresh", "micro_batch_size"}
 
 class Checkpointer:
     "Saves and restores a run exactly: float32 weights, optimizer state, random generators and the step, in `trainer/step-N/`."
@@ -226,7 +226,7 @@ class Checkpointer:
         self.dir = self.run/"trainer"
         self.settings = json.loads(json.dumps(asdict(cfg) | (identity or {}), default=str))      # as they will be read: tuples become lists
         self.dir.mkdir(parents=True, exist_ok=True)
-        ours = {self.dir: (".step-*.tmp", ".step-*.old", ".bad_batch.*.tmp"), self.run: (".*.json.*.tmp", ".model.safetensors.*.tmp", "tokenizer.json*.tmp")}
+        ours = {self.dir: (".step-*.tmp", ".step-*.old", ".bad_batch.*.tmp", ".tmp??????"), self.run: (".*.json.*.tmp", ".model.safetensors.*.tmp", "tokenizer.json*.tmp")}
         for leftover in [f for folder, patterns in ours.items() for pattern in patterns for f in folder.glob(pattern)]:     # of a process that was killed
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         if cfg.fresh:

@@ -333,7 +333,7 @@ def pack_lengths(lengths,   # int array: tokens of each piece, from 1 to `room`
     "Best-fit packing: each piece goes to the open row that it leaves the least empty. O(n) with one bit per free length. Raises `ValueError` for a piece that fits no row."
     lengths = np.asarray(lengths)
     if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= room: raise ValueError(f"pieces of {lengths.min()} to {lengths.max()} tokens for rows of {room}: cut them first")
-    rows = np.empty(len(lengths), np.int64)
+    rows = np.empty(len(lengths), np.int32)
     open_rows = [[] for _ in range(room + 1)]     # free tokens -> rows with exactly that many free
     free, count = 0, 0                            # bit f of `free` is set when open_rows[f] is not empty
     for i, n in enumerate(map(int, lengths)):
@@ -371,14 +371,14 @@ class PackedBatches:
         lengths = np.diff(store.offsets)
         doc = np.flatnonzero(self._learnable(lengths, long, on_bad_line))
         pieces = np.maximum(-(-(lengths[doc] - 1)//(seq_len - 1)), 1) if long == "split" else np.ones_like(doc)
-        start = _ranges(np.zeros_like(doc), pieces)*(seq_len - 1)        # pieces overlap by the token that the next one begins with
-        doc = np.repeat(doc, pieces)
-        length = np.minimum(lengths[doc] - start, seq_len)
+        start = (_ranges(np.zeros_like(doc), pieces)*(seq_len - 1)).astype(np.int32)     # pieces overlap by the token that the next one begins with
+        doc = np.repeat(doc.astype(np.int32), pieces)
+        length = np.minimum(lengths[doc] - start, seq_len).astype(np.int32)
         order = np.random.default_rng([seed, 0]).permutation(len(doc))
         order = order[np.lexsort((-length[order], np.arange(len(order))//4096))]     # long pieces first, within 4,096 random ones
         row = pack_lengths(length[order], seq_len)
         order = order[np.argsort(row, kind="stable")]
-        self.doc, self.start, self.length = (x[order].astype(np.int32) for x in (doc, start, length))
+        self.doc, self.start, self.length = (x[order] for x in (doc, start, length))
         self.row_starts = np.concatenate([[0], np.cumsum(np.bincount(row))])      # the first piece of each row
         self.rows = len(self.row_starts) - 1
         self.steps_per_epoch = -(-self.rows//batch_size)

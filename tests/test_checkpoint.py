@@ -407,9 +407,11 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path, tokenizer):
     (tmp_path/"trainer"/".step-00000004.tmp").mkdir()
     (tmp_path/"trainer"/".step-00000004.tmp"/"model.safetensors").write_text("half")
     (tmp_path/"trainer"/".step-00000001.old").mkdir()
-    (tmp_path/".model.safetensors.123.tmp").write_text("half"); (tmp_path/".tmpAb12").write_text("half")
+    (tmp_path/".model.safetensors.123.tmp").write_text("half"); (tmp_path/"trainer"/".tmpAb12cd").write_text("half")
+    (tmp_path/"notes.tmp").write_text("mine"); (tmp_path/".tmp_cache").mkdir()
     train(tokenizer, tmp_path, steps=2)
-    assert [f.name for f in tmp_path.rglob("*") if f.name.startswith(".")] == [] and [s.name for s in (tmp_path/"trainer").iterdir()] == ["step-00000002"]
+    assert (tmp_path/"notes.tmp").exists(), "other people's files are not ours to remove"
+    assert [f.name for f in tmp_path.rglob("*") if f.name.startswith(".")] == [".tmp_cache"] and [s.name for s in (tmp_path/"trainer").iterdir()] == ["step-00000002"]
 
 
 def test_nan_keeps_the_last_checkpoint_and_the_batch(tmp_path, tokenizer):
@@ -488,3 +490,13 @@ def test_fit_works_with_a_checkpointer_of_its_own(tmp_path, tokenizer):
     checkpointer = Checkpointer(model, None, optimizers, cfg)
     assert fit(model, Rows(tokenizer.vocab_size), causal_lm_loss, optimizers, cfg, checkpointer=checkpointer)["step"] == 2
     assert load_config(tmp_path) == model.config
+
+
+def test_init_and_out_must_differ(tmp_path, tokenizer):
+    from minimind import sft
+    train(tokenizer, tmp_path, steps=2)
+    before = (tmp_path/"model.safetensors").read_bytes()
+    rows = tmp_path/"chats.jsonl"
+    rows.write_text('{"conversations": [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c d"}]}\n'*4)
+    with pytest.raises(ValueError, match="init and out"): sft.run(sft.SFTConfig(init=str(tmp_path), out=str(tmp_path), data=str(rows), steps=1, eval_rows=0))
+    assert (tmp_path/"model.safetensors").read_bytes() == before

@@ -195,6 +195,12 @@ def test_multiple_choice(model, tok):
     assert [best(i, True) for i in ITEMS] != [best(i, False) for i in ITEMS], "these items should tell the two scores apart"
 
 
+def test_length_is_counted_in_bytes(model, tok, monkeypatch):
+    monkeypatch.setattr(ev, "choice_logprobs", lambda *args: [[-6., -4.]])
+    item = dict(question="?", choices=["猫猫", "ab"], answer=0)        # -1 and -2 a byte, -3 and -2 a character
+    assert ev.multiple_choice(model, tok, [item])["accuracy"] == 1 and ev.multiple_choice(model, tok, [item], per_byte=False)["accuracy"] == 0
+
+
 @pytest.mark.parametrize("change, says", [(dict(question=3), "question"), (dict(choices=["a"]), "two texts"), (dict(choices=["a", ""]), "empty"), (dict(choices="ab"), "list"),
                                           (dict(answer=2), "0 to 1"), (dict(answer=-1), "0 to 1"), (dict(answer="a"), "'a'"), (dict(answer=True), "True")])
 def test_malformed_items(model, tok, change, says):
@@ -242,6 +248,11 @@ def test_answers_come_in_order(model, tok):
     conversations = [talk(q) for q in ("The cat", "a much longer question about the dog and the cat", "x", "The cat")]
     got = ev.answers(model, tok, conversations, max_new_tokens=6, batch_size=2)
     assert got == [ev.answers(model, tok, [c], max_new_tokens=6)[0] for c in conversations] and got[0] == got[3] and len(set(got)) > 1
+
+
+def test_end_tokens_are_no_part_of_an_answer(model, tok, monkeypatch):
+    monkeypatch.setattr(ev, "generate", lambda model, prompts, n, **options: [[*tok.encode("Yes."), tok.eos_id] for _ in prompts])
+    assert ev.answers(model, tok, [talk("Is it?")]*2) == ["Yes.", "Yes."]
 
 
 def test_exact_match_asks_without_the_reference(model, tok, monkeypatch):

@@ -156,7 +156,7 @@ def test_draws_follow_the_distribution():
 def test_extreme_temperatures():
     logits = torch.tensor([[3., 1., 3.5, -2.]])
     for tiny in (0, 1e-3, 1e-30): assert sample_next(logits, tiny).item() == 2
-    assert warp_logits(1e4*logits, 1e-30).softmax(-1).isfinite().all()
+    assert warp_logits(1e4*logits, 1e-37).softmax(-1).isfinite().all()
     assert torch.allclose(warp_logits(logits, 1e6).softmax(-1), torch.full((1, 4), .25), atol=1e-4)
     assert sample_next(torch.tensor([[0., -torch.inf]]), 1.0).item() == 0
 

@@ -218,6 +218,18 @@ def test_state_round_trip_is_exact(kind, tmp_path):
     for k, v in o.state_tensors().items(): assert torch.equal(v, a[k])   # the loaded state was a copy
 
 
+def test_loading_replaces_the_state_with_a_copy():
+    model, o = fresh()
+    step(model, o)
+    saved = {k: v.clone() for k, v in o.state_tensors().items()}
+    kept = {k: v.clone() for k, v in saved.items()}
+    o.load_state_tensors(saved)
+    step(model, o, 1)
+    assert all(torch.equal(saved[k], kept[k]) for k in kept) and not torch.equal(o.state_tensors()["model.norm.weight/exp_avg"], kept["model.norm.weight/exp_avg"])
+    o.load_state_tensors({})
+    assert o.state_tensors() == {}
+
+
 def test_state_names_are_parameter_names():
     model, o = fresh()
     assert o.state_tensors() == {}

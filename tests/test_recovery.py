@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 root = Path(__file__).resolve().parents[1]
 
 DRIVER = """
-import json, os, shutil, signal, sys
+import json, os, signal, sys
 import torch, torch._dynamo           # torch's optimizers load it at their first use: once here, not in each child
 from minimind import checkpoint, model, pretrain
 from minimind.model import ModelConfig
@@ -35,7 +35,7 @@ def die_at(n):
             if count[0] == n: os.kill(os.getpid(), signal.SIGKILL)
             return f(*args, **kw)
         return call
-    for module, name in ((os, "replace"), (os, "link"), (os, "fsync"), (shutil, "rmtree"), (checkpoint, "save_file")): setattr(module, name, counted(getattr(module, name)))
+    for module, name in ((os, "replace"), (os, "link"), (os, "fsync"), (os, "unlink"), (os, "rmdir"), (checkpoint, "save_file")): setattr(module, name, counted(getattr(module, name)))
 
 for line in sys.stdin:
     job = json.loads(line)
@@ -172,7 +172,7 @@ def test_a_kill_at_every_operation_on_the_disk(driver, whole):
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(driver.folder/"whole"/"store", out/"store")       # the same tokens: those are another test's subject
         code = driver.run(out, die_at=n)
-        if code == 0 or n > 75: break
+        if code == 0 or n > 90: break
         assert code == -signal.SIGKILL
         complete(out)
         seen[phase(out)] += 1
@@ -189,11 +189,14 @@ def test_a_kill_at_every_operation_on_the_disk(driver, whole):
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_polite_stop(driver, whole, number, code):
     out = driver.folder/number.name
-    child = driver.start(out, save_every=1000, eval_every=0)
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and not (out/"metrics.jsonl").exists(): time.sleep(0.002)
-    os.kill(child, number)
-    assert driver.wait() == code, driver.log()
+    for _ in range(8):                                                     # on a busy machine the run may be over before the signal comes
+        shutil.rmtree(out, ignore_errors=True)
+        child = driver.start(out, log_every=1, save_every=1000, eval_every=0)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and not ((out/"metrics.jsonl").exists() and (out/"metrics.jsonl").stat().st_size): time.sleep(0.001)
+        os.kill(child, number)
+        if (ended := driver.wait()): break
+    assert ended == code, driver.log()
     stopped_at = json.loads((max((out/"trainer").glob("step-*"))/"state.json").read_text())["step"]
     assert f"{number.name} after step {stopped_at} of 10: saved in {out}; the same command goes on from here" in driver.log() and "Traceback" not in driver.log()
     assert driver.run(out) == 0

@@ -18,7 +18,7 @@ from minimind.losses import causal_lm_loss, lm_loss
 from minimind.model import MiniMind, ModelConfig, num_parameters
 from minimind.optim import build_optimizer, lr_factor
 from minimind.train import (MAX_SKIPS, MetricsLog, NonFinite, TrainConfig, Window, compute_gradients, count_tokens, fit, format_line, format_plan, format_seconds,
-                            memory_bytes, odd_first_loss, plan, random_state, read_metrics, same_random_numbers, split_rows, stop_signals, total_steps, train_step)
+                            odd_first_loss, plan, random_state, read_metrics, same_random_numbers, split_rows, stop_signals, total_steps, train_step)
 
 V = 61
 TINY = ModelConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8, intermediate_size=40, vocab_size=V)
@@ -165,7 +165,7 @@ def test_clipping(clip):
 
 
 def test_fit_is_the_ten_line_loop(tmp_path):
-    batches, model, steps = Rows(), tiny(), 7
+    batches, model, steps = Rows(), tiny(), 10
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0., fused=True)
     for step in range(steps):
         for g in optimizer.param_groups: g["lr"] = 1e-2*lr_factor(step, steps, 2, "cosine", 0.05)
@@ -187,11 +187,17 @@ def test_steps_come_from_epochs():
 
 # ---- the log ---------------------------------------------------------------------------------------------------------
 def test_log_counts_optimizer_steps(tmp_path):
-    last, _ = train(tmp_path, steps=7, log_every=3, micro_batch_size=1)
+    last, _ = train(tmp_path, steps=10, log_every=4, micro_batch_size=1)
     lines = read_metrics(tmp_path)
-    assert [l["step"] for l in lines] == [3, 6, 7] and last == lines[-1]
-    assert [l["lr"] for l in lines] == [1e-2*lr_factor(s - 1, 7, 2, "cosine", 0.05) for s in (3, 6, 7)]
+    assert [l["step"] for l in lines] == [4, 8, 10] and last == lines[-1]
+    assert [l["lr"] for l in lines] == [1e-2*lr_factor(s - 1, 10, 2, "cosine", 0.05) for s in (4, 8, 10)]
     assert {"loss", "grad_norm", "tokens_per_second", "seconds"} <= lines[0].keys() and lines[0]["tokens_per_second"] > 0
+
+
+def test_a_short_run_reaches_its_learning_rate(tmp_path):
+    train(tmp_path, steps=10, warmup=30, log_every=1)
+    rates = [l["lr"] for l in read_metrics(tmp_path)]
+    assert max(rates) == 1e-2 and rates[-1] < 2e-3, "a warm-up longer than the run must not keep the rate near zero"
 
 
 def test_logged_loss_is_the_mean_over_tokens(tmp_path):
@@ -200,7 +206,7 @@ def test_logged_loss_is_the_mean_over_tokens(tmp_path):
     optimizers = build_optimizer(model, "adamw", cfg.lr)
     results = []
     for step in range(3):
-        optimizers.set_lr(lr_factor(step, 3, 2, "cosine", 0.05))
+        optimizers.set_lr(lr_factor(step, 3, 0, "cosine", 0.05))       # a fifth of 3 steps is no warm-up
         results.append(train_step(model, batches.at(step), causal_lm_loss, optimizers, cfg))
     want = sum(r.loss*r.weight for r in results)/sum(r.weight for r in results)
     last, _ = train(tmp_path, steps=3, log_every=3)
@@ -428,6 +434,31 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, capsys, ctrl_c, number, 
     assert f"train: {number.name} after step 3 of 6: saved in {tmp_path}; the same command goes on from here" in out
     train(tmp_path, model, checkpointer=memory, save_every=100)
     assert same(weights(model), weights(train(tmp_path/"whole")[1]))
+
+
+def test_a_signal_during_a_save_waits_for_the_next_step(tmp_path, ctrl_c):
+    "What is announced as saved is saved, whenever the signal comes."
+    class Interrupting(Memory):
+        def save(self, step, progress):
+            super().save(step, progress)
+            if step == 2: os.kill(os.getpid(), signal.SIGINT)
+    model = tiny()
+    memory = Interrupting(model, build_optimizer(model, "adamw", 1e-2))
+    with pytest.raises(KeyboardInterrupt): train(tmp_path, model, checkpointer=memory)
+    assert max(memory.saved) == 3 and same(weights(model), memory.saved[3][0])
+
+
+def test_a_signal_during_an_evaluation(tmp_path, ctrl_c):
+    "The evaluation ends, and no further step is begun; also for one that is made up for at the start."
+    def evaluate(): os.kill(os.getpid(), signal.SIGINT); return {"bpb": 2.}
+    model = tiny()
+    memory = Memory(model, build_optimizer(model, "adamw", 1e-2))
+    with pytest.raises(KeyboardInterrupt): train(tmp_path, model, checkpointer=memory, evaluate=evaluate, eval_every=2)
+    assert [l["step"] for l in read_metrics(tmp_path)] == [2, 2] and list(memory.saved) == [2]
+    lines = (tmp_path/"metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path/"metrics.jsonl").write_text(lines[0])                  # as if it had died in the evaluation
+    with pytest.raises(KeyboardInterrupt): train(tmp_path, model, checkpointer=memory, evaluate=evaluate, eval_every=2)
+    assert [l["step"] for l in read_metrics(tmp_path)] == [2, 2] and list(memory.saved) == [2]
 
 
 def test_a_second_signal_ends_at_once(tmp_path, ctrl_c):
