@@ -4,7 +4,7 @@
 
 Each result goes to benchmarks/results/NAME.json with the machine, the commit and the date.
 """
-import argparse, json, platform, statistics, subprocess, sys, time
+import argparse, json, platform, statistics, subprocess, time
 from datetime import date
 from pathlib import Path
 import numpy as np

@@ -260,7 +260,7 @@ def chat_command(args):
         for piece in stream(model, tokenizer, ids, **options): print(piece, end="", flush=True); reply.append(piece)
         print()
     if args.prompt is not None: say([*opening, {"role": "user", "content": args.prompt}], []); return
-    try: import readline                      # arrow keys and history, where there is such a thing
+    try: import readline  # noqa: F401          # arrow keys and history, where there is such a thing
     except ImportError: pass
     print("Type a message; /new starts again, /quit or Ctrl-D ends, Ctrl-C stops a reply.")
     messages = list(opening)

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +117,22 @@ def test_flags_are_the_config(name):
         try: wanted = replace(cls(), **{f.name: want})
         except ValueError: continue                                   # the config knows better: a schedule is not called auto
         assert cli.config_from(args, cls) == wanted
+
+
+@dataclass(frozen=True)
+class Odd:
+    share: float = .5          # 100 % is all
+    files: tuple = ()          # some files
+    packed: bool = True        # can be turned off
+
+
+def test_flags_of_any_dataclass(capsys):
+    parser = cli.Parser(prog="odd")
+    cli.add_flags(parser, Odd)
+    def parse(*words): return cli.config_from(parser.parse_args(words), Odd)
+    assert parse() == Odd() and parse("--no-packed", "--files", "a", "b", "--share=1") == Odd(1., ("a", "b"), False)
+    with pytest.raises(SystemExit): parse("--help")
+    assert "100 % is all (default: 0.5)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", list(cli.STAGES))

@@ -165,25 +165,25 @@ def test_a_kill_before_the_first_checkpoint(driver, whole):
 
 
 def test_a_kill_at_every_operation_on_the_disk(driver, whole):
-    "From the first step's checkpoint to the end of the second's: killed before each rename, link, sync, deletion and write in turn."
+    "From the first step's checkpoint until the second has taken its place: killed before every other rename, link, sync, deletion or write in turn."
     out, n, seen, points = driver.folder/"points", 0, Counter(), 0
     while True:
-        n += 3 if n > 32 else 1                                            # each of the first; later ones repeat the pattern
+        n += 2
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(driver.folder/"whole"/"store", out/"store")       # the same tokens: those are another test's subject
-        code = driver.run(out, die_at=n)
-        if code == 0 or n > 90: break
+        code = driver.run(out, die_at=n, keep=1)
+        if (out/"trainer"/"step-00000003").exists(): break
         assert code == -signal.SIGKILL
         complete(out)
         seen[phase(out)] += 1
         points += 1
-        if n % 5 == 0:                                                     # to the end, from some of them
+        if n % 10 == 0:                                                     # to the end, from some of them
             assert driver.run(out) == 0, driver.log()
             assert result(out) == whole
         elif (out/"config.json").exists():                                 # a model folder is a whole model folder
             from minimind.checkpoint import load_pretrained
             load_pretrained(out)
-    assert points > 30 and len(seen) == 3, seen
+    assert points > 30 and set(seen) >= {"writing", "between"}, seen
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
