@@ -87,15 +87,16 @@ def compute_gradients(model,     # whose gradients are empty
     "Leave in `.grad` the gradient of the mean over the whole step, whatever the micro-batches. A step of weight 0 has no mean: NaN."
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     loss_sum, weight, metrics = 0., 0., Counter()
+    whole = len(next(iter(batch.values()))) <= cfg.micro_batch_size     # then the mean's denominator is known at once, which saves a pass over the gradients
     for micro in split_rows(batch, cfg.micro_batch_size):
         micro = {k: v.to(device, non_blocking=True) for k, v in micro.items()}
         with autocast: loss, w, extra = loss_fn(model, micro)
-        loss.backward()                                  # of the sum: the mean's denominator is known only at the end
+        (loss/(w if w > 0 else math.nan) if whole else loss).backward()
         loss_sum, weight = loss_sum + loss.detach(), weight + w
         metrics.update(extra)
     weight = float(weight)
     denominator = weight if weight > 0 else math.nan
-    torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], denominator)
+    if not whole: torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], denominator)
     return float(loss_sum)/denominator, weight, {k: float(v)/denominator for k, v in metrics.items()}
 
 # %% ../nbs/12_train.ipynb #2c9acfef

@@ -90,8 +90,9 @@ def test_how_it_ends(say, monkeypatch):
     assert say("doctor")[0] == 7
 
 
-def test_a_pipe_that_closes_early():
-    pipe = subprocess.Popen([sys.executable, "-m", "minimind", "data", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+@pytest.mark.parametrize("words", [["--version"], ["data", "list"]])
+def test_a_pipe_that_closes_early(words):
+    pipe = subprocess.Popen([sys.executable, "-m", "minimind", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"})
     pipe.stdout.close()
     err = pipe.stderr.read()
     assert pipe.wait(100) == 141 and err == b"", err
@@ -208,7 +209,9 @@ def test_data_show(say, tmp_path, monkeypatch):
     tokens, learned = map(int, re.search(r"(\d+) tokens, (\d+) learned", out).groups())
     assert tokens == out.count("·") + 1 and learned == out.split("[")[1].count("·") + 1
     (tmp_path/"b.txt").write_text("Some text.\n", encoding="utf-8")
-    assert "[Some text.<|im_end|>]" in say("data", "show", "b.txt")[1].replace("·", "")
+    out = say("data", "show", "b.txt")[1]
+    tokens, learned = map(int, re.search(r"(\d+) tokens, (\d+) learned", out).groups())
+    assert "<|im_start|>[Some text.<|im_end|>]" in out.replace("·", "") and learned == tokens - 1
     code, out, _ = say("data", "show", "dpo.jsonl", "--rows", 1)
     assert out.count("chosen: ") == 1 == out.count("rejected: ")
     for name in ("pretrain_zh.jsonl", "sft_tools.jsonl", "rlaif.jsonl", "agent.jsonl", "reason.jsonl"): assert say("data", "show", name, "--rows", 1)[0] == 0
@@ -378,4 +381,5 @@ def test_the_ladder(say, tmp_path, monkeypatch):
     for word in ("1/3", "2/3", "3/3", "bigram", "right answers", "chance 25%", "parameters", "tokens/s", "Sample chats", cli.QUESTIONS[0], "minimind chat"): assert word in out, word
     results = json.loads((tmp_path/"ci"/"results.json").read_text(encoding="utf-8"))
     assert set(results) == {"heldout", "answers", "choices", "tokens_per_second", "chats"} and list(results["chats"]) == cli.QUESTIONS
+    assert "replies" not in results["answers"] and results["answers"]["n"] == 8
     for numbers in results["heldout"].values(): assert {"bits_per_byte", "unigram", "bigram", "xz", "bytes"} <= set(numbers)
