@@ -38,7 +38,7 @@ def _practice(count, seed, names=("add", "subtract", "compare", "sequence", "sor
 
 
 def _split(row):
-    "(question, working, answer) of a skill row; the working is all of the reply but its last part."
+    "(question, reply with its working, answer) of a skill row."
     question, reply = (m["content"] for m in row["conversations"])
     return question, reply, row["answer"]
 
