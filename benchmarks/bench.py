@@ -6,6 +6,7 @@ Each result goes to benchmarks/results/NAME.json with the machine, the commit an
 """
 import argparse, json, platform, statistics, subprocess, time
 from datetime import date
+from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
@@ -39,10 +40,10 @@ def interleaved(ways, rounds, warmup=2):
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def trainer(model, device, dtype):
-    "One optimizer step of this library as a function of a batch (AdamW, so that both sides do the same arithmetic)."
-    cfg = TrainConfig(optimizer="adamw", batch_size=10_000, micro_batch_size=10_000)
-    optimizers = build_optimizer(model, "adamw", lr=1e-4)
+def trainer(model, device, dtype, optimizer="adamw"):
+    "One optimizer step of this library as a function of a batch (by AdamW where the other side has no Muon, so that both do the same arithmetic)."
+    cfg = TrainConfig(optimizer=optimizer, batch_size=10_000, micro_batch_size=10_000)
+    optimizers = build_optimizer(model, optimizer, lr=1e-4, muon_lr=1e-4)
     def step(batch):
         loss, *_ = compute_gradients(model, batch, causal_lm_loss, cfg, device, dtype)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -124,6 +125,20 @@ def muon_cost(device, dtype):
 
 
 @benchmark
+def moe_step(device, dtype):
+    "Goal: a training step with four experts, one for a token, costs ≤ 1.15 × the dense model of equal active size, at `ci` and at 64M."
+    lines = []
+    for dense, experts, rows, length, rounds, optimizer in (("ci", "ci-moe", 16, 256, 12, "adamw"), ("ci", "ci-moe", 16, 256, 12, "muon"), ("minimind-3", "minimind-3-moe", 12, 340, 4, "adamw")):
+        ids = torch.randint(3, preset(dense).vocab_size, (rows, length))
+        batch = dict(input_ids=ids, labels=ids)
+        ways = {name: partial(trainer(MiniMind(preset(name)).to(device), device, dtype, optimizer), batch) for name in (dense, experts)}
+        if optimizer == "adamw": ways["transformers"] = partial(hf_trainer(preset(experts), device, dtype), batch)
+        seconds = interleaved(ways, rounds)
+        lines.append([f"{experts}, {optimizer}", f"{rows} × {length}", *(f"{s:.3f}" for s in seconds.values()), *([""] if optimizer != "adamw" else []), f"{seconds[experts]/seconds[dense]:.2f}"])
+    return ["shape", "batch", "dense, s", "experts, s", "experts of transformers, s", "experts / dense"], lines
+
+
+@benchmark
 def decode_speed(device, dtype):
     "Goal: greedy decoding at least as fast as Hugging Face's `generate` on the same model and prompts."
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -166,7 +181,7 @@ def main():
         print(f"\n{name}. {BENCHMARKS[name].__doc__}\n{table([columns, *rows])}", flush=True)
         result = dict(title=BENCHMARKS[name].__doc__, machine=machine(device, dtype), date=date.today().isoformat(), commit=commit, columns=columns, rows=rows)
         (HERE/"results").mkdir(exist_ok=True)
-        (HERE/"results"/f"{name}{'' if device.type == 'cpu' else '-' + device.type}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        (HERE/"results"/f"{name}{'' if device.type == 'cpu' else '-' + device.type}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__": main()

@@ -105,7 +105,7 @@ def _render(template, messages, tools, thinking, add_generation_prompt, marks=("
     try:
         return _compile(template).render(messages=messages, tools=tools or None, add_generation_prompt=add_generation_prompt,
                                          generation_start=marks[0], generation_end=marks[1], **mode, **dict(names))
-    except TemplateError as error: raise ValueError(f"the chat template refuses this conversation: {error}") from error
+    except (TemplateError, TypeError) as error: raise ValueError(f"the chat template refuses this conversation: {error}") from error
 
 # %% ../nbs/02_chat.ipynb #9daa8730
 ROLES = "system", "user", "assistant", "tool"
@@ -120,6 +120,17 @@ def _checked(messages):
             if not isinstance(m.get(key), (str, type(None))): raise ValueError(f"message {n}: {key} must be a string, got {type(m[key]).__name__}")
     return list(messages)
 
+def _checked_calls(messages, tools):
+    "Raise `ValueError` for tools or tool calls that no template could write."
+    if tools is not None and not (isinstance(tools, (list, tuple)) and all(isinstance(t, dict) for t in tools)): raise ValueError(f"tools must be a list of objects, got {tools!r:.80}")
+    for n, m in enumerate(messages):
+        calls = m.get("tool_calls") or []
+        if not isinstance(calls, (list, tuple)): raise ValueError(f"message {n}: tool_calls must be a list, got {type(calls).__name__}")
+        for call in calls:
+            function = call.get("function", call) if isinstance(call, dict) else call
+            if not isinstance(function, dict) or not isinstance(function.get("name"), str): raise ValueError(f"message {n}: a tool call needs a name, got {call!r:.80}")
+    return messages
+
 def render_chat(messages,                     # list of {"role", "content", "reasoning_content"?, "tool_calls"?}
                 tools=None,                   # list of function descriptions, JSON-like
                 thinking=None,                # mode: None plain, True thinks first, False has an empty thought
@@ -127,7 +138,7 @@ def render_chat(messages,                     # list of {"role", "content", "rea
                 template=None,                # Jinja text; `CHAT_TEMPLATE` if not given
                ):                             # str, to be looked at; for ids use `encode_chat`
     "Write a conversation as text. Raises `ValueError` for what is malformed or refused by the template."
-    return _render(template or CHAT_TEMPLATE, _checked(messages), tools, thinking, add_generation_prompt)
+    return _render(template or CHAT_TEMPLATE, _checked_calls(_checked(messages), tools), tools, thinking, add_generation_prompt)
 
 # %% ../nbs/02_chat.ipynb #dbaa2157
 def _unused(text):
@@ -173,7 +184,7 @@ def encode_chat(tokenizer,                    # `Tokenizer`; if it has a `chat_t
                 add_generation_prompt=False,  # end with the opening of a reply
                ):                             # `(input_ids, loss_mask)`, two lists of int of the same length; mask 1 is learned
     "Encode a conversation; only the template's own text can become added tokens. Raises `ValueError` as `render_chat` does."
-    template, messages = tokenizer.chat_template or CHAT_TEMPLATE, _checked(messages)
+    template, messages = tokenizer.chat_template or CHAT_TEMPLATE, _checked_calls(_checked(messages), tools)
     ids, mask = _encode(tokenizer, template, messages, tools, thinking, add_generation_prompt)
     if not re.search(r"{%-?\s*generation\b", template):
         for n, message in enumerate(messages):

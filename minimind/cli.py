@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STAGES', 'PUBLIC_DATA', 'QUESTIONS', 'stage', 'field_docs', 'add_flags', 'config_from', 'Parser', 'run_stage_command',
            'table', 'memory', 'doctor', 'data_list', 'data_verify', 'data_rebuild', 'data_get', 'row_tokens',
-           'data_show', 'train_tokenizer', 'measure', 'measured', 'evaluate_model', 'chat_command', 'run_ladder',
-           'bench', 'build_parser', 'command', 'main']
+           'data_show', 'train_tokenizer', 'measure', 'measured', 'open_model', 'evaluate_model', 'chat_command',
+           'run_ladder', 'bench', 'build_parser', 'command', 'main']
 
 # %% ../nbs/40_cli.ipynb #0300462c
 import argparse, difflib, importlib, inspect, json, os, re, shutil, subprocess, sys, time, warnings
@@ -77,7 +77,9 @@ def run_stage_command(args):
     except ValueError as e: args.parser.error(str(e))
     get_dtype(get_device(cfg.device), cfg.dtype)      # a wrong name should not be found after an hour of tokenising
     module.run(cfg, dry_run=args.dry_run)
-    if not args.dry_run: print(f"The model is in {cfg.out}.  Next:  minimind chat {cfg.out}{' --plain' if args.command == 'pretrain' else ''}    or    minimind eval {cfg.out}")
+    if args.dry_run: return
+    base = args.command == "pretrain"
+    print(f"The model is in {cfg.out}.  Next:  minimind chat {cfg.out}{' --plain' if base else ''}    or    minimind eval {cfg.out}{' --plain --text FILE' if base else ''}")
 
 # %% ../nbs/40_cli.ipynb #79b24616
 def table(rows,               # lists of cells; the first row is the head
@@ -170,10 +172,10 @@ def data_show(args):
     "Tokens of some rows: green (in brackets where there is no colour) is learned, grey is only read, reversed is special."
     from itertools import islice
     from minimind.core import IGNORE, sample
-    from minimind.data import JsonlReader, format_tokens, open_texts
+    from minimind.data import JsonlReader, format_tokens, is_jsonl, open_texts
     from minimind.tokenizer import Tokenizer
     path = Path(args.file) if Path(args.file).exists() else sample(args.file)
-    def rows(check=None): return JsonlReader(path, check=check) if path.suffix == ".jsonl" else ((n, check({"text": t}) if check else {"text": t}) for n, t in open_texts(path))
+    def rows(check=None): return JsonlReader(path, check=check) if is_jsonl(path) else ((n, check({"text": t}) if check else {"text": t}) for n, t in open_texts(path))
     if args.tokenizer or Path("runs/ci/pretrain/tokenizer.json").exists(): tokenizer = Tokenizer.from_file(args.tokenizer or "runs/ci/pretrain")
     else:
         with warnings.catch_warnings():
@@ -216,9 +218,9 @@ def measure(model, tokenizer, texts=(), choices=(), questions=(),    # files of 
     def text(file):
         documents = list(read_documents([file]))
         return bits_per_byte(model, tokenizer, documents, seq_len) | {"xz": xz_bits_per_byte(documents)} | (ngram_bits_per_byte(store, tokenizer, documents) if store else {})
-    return ({Path(f).name: text(f) for f in texts},
-            {Path(f).name: multiple_choice(model, tokenizer, rows(f, check_choices), as_chat) for f in choices},
-            {Path(f).name: exact_match(model, tokenizer, rows(f, check_question)) for f in questions})
+    def each(files, f): return {str(file) if [Path(g).name for g in files].count(Path(file).name) > 1 else Path(file).name: f(file) for file in files}
+    return (each(texts, text), each(choices, lambda f: multiple_choice(model, tokenizer, rows(f, check_choices), as_chat)),
+            each(questions, lambda f: exact_match(model, tokenizer, rows(f, check_question))))
 
 def measured(texts, choices, questions):      # what `measure` returned
     "The measurements as a table."
@@ -230,13 +232,25 @@ def measured(texts, choices, questions):      # what `measure` returned
         rows += [[name, "right answers", share(m), ""], *(["", f"  {k}", f"{r/n:.0%} of {n}", ""] for k, (r, n) in m["skills"].items() if len(m["skills"]) > 1)]
     return table([["file", "measure", "value", "beside"], *rows])
 
+def open_model(args):         # parsed flags of `eval` or `chat`
+    "The model and tokenizer of a folder, on the wanted device, stretched to longer texts if that was asked for."
+    from minimind.checkpoint import load_config, load_pretrained
+    from minimind.core import get_device, read_json
+    from minimind.model import stretch
+    device, config = get_device(args.device), None
+    if args.rope_scaling:
+        states = sorted(Path(args.model).glob("trainer/step-*/state.json"))
+        trained = read_json(states[-1])["settings"]["seq_len"] if states else None       # a run of ours knows the length that it was trained with
+        config = stretch(load_config(args.model), args.rope_scaling, args.factor, args.original_length or trained)
+        print(f"(RoPE stretched by {args.rope_scaling} × {args.factor:g}: up to {config.max_position_embeddings:,} positions)", file=sys.stderr)
+    return load_pretrained(args.model, device, config)
+
 def evaluate_model(args):
     "Held-out bits per byte beside baselines, choices beside chance, right answers, on files or on the shipped samples."
-    from minimind.checkpoint import load_pretrained
-    from minimind.core import get_device, sample
+    from minimind.core import sample
     from minimind.data import TokenStore
     from minimind.pretrain import TEXT_SAMPLES
-    model, tokenizer = load_pretrained(args.model, get_device(args.device))
+    model, tokenizer = open_model(args)
     files = args.text, args.choices, args.questions
     if not any(files): files = [sample(n) for n in TEXT_SAMPLES[1]], [sample("mc_wordnet.jsonl")], [sample("sft_skills_heldout.jsonl")]
     store = Path(args.model)/"store"
@@ -247,11 +261,9 @@ def evaluate_model(args):
 def chat_command(args):
     "Talk to a model: a prompt loop, or one question with -p."
     from minimind.chat import encode_chat
-    from minimind.checkpoint import load_pretrained
-    from minimind.core import get_device
     from minimind.evaluate import text_ids
     from minimind.generate import stream
-    model, tokenizer = load_pretrained(args.model, get_device(args.device))
+    model, tokenizer = open_model(args)
     options = dict(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, repetition_penalty=args.repetition_penalty,
                    penalty_exempt=tokenizer.partial_ids, seed=args.seed)
     opening = [{"role": "system", "content": args.system}] if args.system else []
@@ -281,8 +293,8 @@ QUESTIONS = ["Who are you?", "What is 27 + 45?", "Which is bigger, 58 or 85?", "
 
 def run_ladder(args):
     "Tokenizer, pretraining, fine-tuning on the shipped data; then what came of it, in numbers and words."
-    from minimind.core import get_device, sample, size
-    from minimind.checkpoint import load_pretrained, write_json
+    from minimind.core import get_device, sample, size, write_json
+    from minimind.checkpoint import load_pretrained
     from minimind.data import TokenStore
     from minimind.generate import chat
     from minimind.model import num_parameters
@@ -331,6 +343,10 @@ def build_parser(command=None):      # the stage whose flags are needed; to impo
         p.set_defaults(function=function, parser=p)
         return p
     def device(p): p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps (default: auto)")
+    def longer(p):
+        p.add_argument("--rope-scaling", choices=("yarn", "linear", "ntk"), help="read texts longer than those of the training")
+        p.add_argument("--factor", type=float, default=4., metavar="FLOAT", help="how many times as long, with --rope-scaling (default: 4)")
+        p.add_argument("--original-length", type=int, metavar="INT", help="tokens of a training text (default: what the run's folder says, else the model's max_position_embeddings)")
     p = add("run", run_ladder, "the whole ladder on the shipped data: tokenizer, pretraining, fine-tuning, results")
     p.add_argument("--out", default="runs/ci", metavar="DIR", help="folder of the runs (default: runs/ci)")
     p.add_argument("--pretrain-steps", type=int, default=600, metavar="INT", help="optimizer steps of pretraining (default: 600)")
@@ -364,7 +380,7 @@ def build_parser(command=None):      # the stage whose flags are needed; to impo
     p.add_argument("--questions", nargs="+", metavar="FILE", help="conversations with a field `answer`")
     p.add_argument("--seq-len", type=int, default=256, metavar="INT", help="tokens of context (default: 256)")
     p.add_argument("--plain", action="store_true", help="score choices as continuations of plain text, as fits a base model")
-    device(p)
+    longer(p), device(p)
     p = add("chat", chat_command, "talk to a model")
     p.add_argument("model", nargs="?", default="runs/ci/sft", help="model folder (default: runs/ci/sft)")
     p.add_argument("-p", "--prompt", help="say one thing and stop")
@@ -376,7 +392,7 @@ def build_parser(command=None):      # the stage whose flags are needed; to impo
     p.add_argument("--top-k", type=int, default=0, metavar="INT", help="0 is off (default: 0)")
     p.add_argument("--repetition-penalty", type=float, default=1.0, metavar="FLOAT", help="1 is off (default: 1.0)")
     p.add_argument("--seed", type=int, metavar="INT", help="makes sampling repeatable")
-    device(p)
+    longer(p), device(p)
     p = add("bench", bench, "the side-by-side benchmarks of a clone")
     p.add_argument("names", nargs="*", help="which (default: all)")
     return parser
@@ -410,5 +426,7 @@ def main(argv=None):          # arguments; default: the process's
         except KeyboardInterrupt: print("\nstopped", file=sys.stderr); return 130
         except (ValueError, OSError, RuntimeError, ImportError) as e:
             if os.environ.get("MINIMIND_DEBUG"): raise
-            print(f"minimind {argv[0]}: {e}" + (" (MINIMIND_DEBUG=1 shows where)" if isinstance(e, RuntimeError) else ""), file=sys.stderr)
+            hint = " (MINIMIND_DEBUG=1 shows where)" if isinstance(e, RuntimeError) else ""
+            if type(e).__name__ == "BadLine" and argv[0] in STAGES: hint = " (--on-bad-line skip leaves such lines out, and counts them)"
+            print(f"minimind {argv[0]}: {e}{hint}", file=sys.stderr)
             return 1

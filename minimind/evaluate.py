@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from .core import IGNORE
 from .chat import encode_chat, parse_conversation
+from .data import text_start
 from .losses import lm_loss, token_logprobs
 from .generate import generate
 
 # %% ../nbs/14_evaluate.ipynb #6ded28d9
 def text_ids(tokenizer, text):      # `Tokenizer`, str
-    "A text as the model reads it: a bos in front (or an eos, in tokenizers that have no bos)."
-    start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
-    return [start, *tokenizer.encode(text)]
+    "A text as the model reads it, with the token in front that it was trained with."
+    return [text_start(tokenizer), *tokenizer.encode(text)]
 
 def score_windows(ids,       # token ids of one document, a bos in front
                   seq_len,   # tokens a window
@@ -40,6 +40,8 @@ def score_windows(ids,       # token ids of one document, a bos in front
 # %% ../nbs/14_evaluate.ipynb #1f7df0f8
 def _device(model): return next(model.parameters()).device
 
+def _documents(texts): return [texts] if isinstance(texts, str) else list(texts)      # a str is one document, not a list of letters
+
 def _right_padded(rows, fill):      # lists of ints
     width = max(map(len, rows))
     return torch.tensor([list(r) + [fill]*(width - len(r)) for r in rows])
@@ -53,7 +55,7 @@ def bits_per_byte(model,          # a `MiniMind`
                   batch_size=16,  # windows at a time
                  ):               # dict: loss (nats/token), perplexity, bits_per_byte, tokens, bytes
     "How well the model predicts held-out text, per byte of it, so that tokenizers can be compared. Every byte counts, end tokens don't. Raises `ValueError` if there is no text."
-    texts = list(texts)
+    texts = _documents(texts)
     windows = [w for t in texts for w in score_windows(text_ids(tokenizer, t), seq_len, stride or max(1, seq_len//2))]
     windows.sort(key=lambda w: len(w[0]))                     # equal lengths together: less padding
     size, tokens, nats = sum(len(t.encode()) for t in texts), sum(l != IGNORE for _, labels in windows for l in labels), 0.
@@ -61,7 +63,7 @@ def bits_per_byte(model,          # a `MiniMind`
     for i in range(0, len(windows), batch_size):
         ids, labels = zip(*windows[i:i + batch_size])
         nats += float(lm_loss(model, _right_padded(labels, IGNORE).to(_device(model)), reduction="sum", input_ids=_right_padded(ids, 0).to(_device(model))))
-    return dict(loss=nats/tokens, perplexity=math.exp(nats/tokens), bits_per_byte=nats/math.log(2)/size, tokens=tokens, bytes=size)
+    return dict(loss=nats/tokens, perplexity=math.exp(min(nats/tokens, 700.)), bits_per_byte=nats/math.log(2)/size, tokens=tokens, bytes=size)
 
 # %% ../nbs/14_evaluate.ipynb #72039cd5
 def xz_bits_per_byte(texts,      # documents
@@ -69,7 +71,7 @@ def xz_bits_per_byte(texts,      # documents
                     ):           # bits per byte
     "Bits per byte of `xz -9e` on the documents one after another. Raises `ValueError` if there is no text."
     def compressed(texts): return len(lzma.compress("\n".join(texts).encode(), preset=9 | lzma.PRESET_EXTREME))
-    texts, first = list(texts), list(first)
+    texts, first = _documents(texts), _documents(first)
     if not any(texts): raise ValueError("there is no text to compress")
     return 8*(compressed(first + texts) - (compressed(first) if first else 0))/len("\n".join(texts).encode())
 
@@ -100,7 +102,7 @@ def ngram_bits_per_byte(store,       # `TokenStore` to count in
                         max_tokens=20 << 20,   # counted at most; each takes about 32 bytes of memory while it is counted
                        ):            # dict: unigram, bigram
     "Bits per byte of a unigram and of a bigram model, counted in the training tokens."
-    model, bits, texts = Bigram(store.tokens[:max_tokens], tokenizer.vocab_size), np.zeros(2), list(texts)
+    model, bits, texts = Bigram(store.tokens[:max_tokens], tokenizer.vocab_size), np.zeros(2), _documents(texts)
     for text in texts:
         ids = np.array(text_ids(tokenizer, text))
         bits -= np.log2(model.unigram[ids[1:]]).sum(), np.log2(model(ids[:-1], ids[1:])).sum()
@@ -136,8 +138,8 @@ def choice_logprobs(model,          # a `MiniMind`
                     batch_size=32,  # choices at a time
                    ):               # for each item a list of log p(choice | question), in nats
     "Log-probability of each choice after its question (after `context` if the item has one and is not asked as chat). Raises `ValueError` for a malformed item."
-    rows = []
-    for item in map(check_choices, items):
+    rows, items = [], list(map(check_choices, items))
+    for item in items:
         if as_chat: question = encode_chat(tokenizer, [{"role": "user", "content": item["question"]}], add_generation_prompt=True)[0]
         else: question = text_ids(tokenizer, item.get("context") or item["question"])
         rows += [(question + answer, [IGNORE]*len(question) + answer) for answer in map(tokenizer.encode, item["choices"])]
@@ -175,9 +177,10 @@ def extract_answer(reply,    # what the model wrote
                    answer,   # what is expected
                   ):         # the part of the reply to compare
     "The last number of the reply if a whole number is expected (empty if there is none); else what follows the last `=`, `:`, `is` or `是`."
-    text = normalise(reply)
-    if re.fullmatch(r"-?[0-9]+", normalise(answer)): return (_NUMBER.findall(text) or [""])[-1]
-    return normalise(_MARKER.split(text)[-1])
+    if re.fullmatch(r"-?[0-9]+", normalise(answer)):
+        text = re.sub(r"(?<![0-9,])[0-9]{1,3}(,[0-9]{3})+(?![0-9,])", lambda m: m[0].replace(",", ""), reply)        # 1,234 is one number
+        return (_NUMBER.findall(normalise(text)) or [""])[-1]
+    return normalise(_MARKER.split(normalise(reply))[-1])
 
 def is_right(reply, answer):      # bool
     "Whether a reply gives the expected answer, exactly, after normalisation."
@@ -188,8 +191,10 @@ def is_right(reply, answer):      # bool
 def check_question(row):            # a row of a question file
     "The row itself. Raises `ValueError` saying what it lacks."
     parse_conversation(row, require_reply=False)
-    if not isinstance(row.get("answer"), str) and not (isinstance(row.get("must_contain"), list) and row["must_contain"]):
-        raise ValueError("a question needs an 'answer' (text), or 'must_contain' (a list of texts)")
+    def text(value): return isinstance(value, str) and normalise(value) != ""
+    if not text(row.get("answer")) and not (isinstance(row.get("must_contain"), list) and row["must_contain"] and all(map(text, row["must_contain"]))):
+        raise ValueError("a question needs an 'answer' (text), or 'must_contain' (a list of texts), and none of them empty")
+    if not isinstance(row.get("skill", ""), str): raise ValueError(f"skill is not a string: {row['skill']!r}")
     return row
 
 def answers_row(reply, row):        # bool

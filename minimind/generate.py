@@ -66,6 +66,8 @@ def penalise(logits,     # `(B, V)`
 # %% ../nbs/09_generate.ipynb #6d002e76
 def _check(prompts, config, max_new_tokens, temperature, top_k, top_p, repetition_penalty):
     limit, V = config.max_position_embeddings, config.vocab_size
+    if isinstance(prompts, str) or any(isinstance(p, str) or not all(hasattr(i, "__index__") for i in p) for p in prompts):
+        raise ValueError("prompts are lists of token ids, whole numbers: encode the text first, with tokenizer.encode or encode_chat")
     if not prompts or not all(len(p) for p in prompts): raise ValueError("generation needs prompts, and every prompt at least one token (a lone bos, say)")
     if max_new_tokens < 1: raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
     if not 0 <= temperature < math.inf: raise ValueError(f"temperature={temperature}: must be 0 (greedy) or positive")
@@ -83,6 +85,7 @@ def stop_ids(model, eos_token_id=None):      # an id, several, or None for the c
 def _uniforms(seed, rows, steps):
     # A row has its own stream of random numbers: its text depends neither on its neighbours nor on the device.
     if seed is None: return torch.rand(rows, steps)
+    if hasattr(seed, "__index__"): seed = int(seed)                       # numpy's numbers too
     if isinstance(seed, int): subseeds = torch.randint(2**63 - 1, (rows,), generator=torch.Generator().manual_seed(seed)).tolist()
     elif len(seed) != rows: raise ValueError(f"{len(seed)} seeds for {rows} prompts; give one for each, or one number for all")
     else: subseeds = [torch.randint(2**63 - 1, (1,), generator=torch.Generator().manual_seed(s)).item() for s in seed]
@@ -143,6 +146,7 @@ def generate(model,               # a `MiniMind`
             ):                    # a list of new ids for each prompt (or the one list), an end token included when it was drawn
     "Complete a batch of prompts."
     if hasattr(prompts, "tolist"): prompts = prompts.tolist()
+    if isinstance(prompts, str): prompts = [prompts]                      # refused below, in words
     single = len(prompts) > 0 and not hasattr(prompts[0], "__len__")
     batch = [prompts] if single else prompts
     out = [[] for _ in batch]

@@ -37,7 +37,7 @@ def rms_norm(x,           # activations `(..., D)`
             ):            # `(..., D)`: every row of `x` scaled to root mean square 1, times `weight`
     "Root mean square normalisation (Zhang and Sennrich 2019, eq. 4). Raises `ValueError` if `weight` does not fit `x`."
     if weight.shape != x.shape[-1:]: raise ValueError(f"the weight has shape {tuple(weight.shape)}, but x has {x.shape[-1]} features: want ({x.shape[-1]},)")
-    if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.compiler.is_compiling():
+    if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _RMSNormCPU.apply(x, weight, eps)
     return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)       # the fused kernel wants one dtype, also under autocast
 

@@ -10,15 +10,15 @@ __all__ = ['PRETOKENIZE_PATTERN', 'SPECIAL_TOKENS', 'merge_pair', 'pretokenize',
 import hashlib
 import heapq
 import json
-import os
 import re
-import tempfile
 import warnings
 from collections import Counter, defaultdict
 from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer as Backend, decoders, models, pre_tokenizers, trainers
+
+from .core import read_json, write_text
 
 # %% ../nbs/01_tokenizer.ipynb #cc8cac41
 def merge_pair(tokens,  # sequence of bytes objects
@@ -231,21 +231,6 @@ def _capped(texts, max_bytes):
         max_bytes -= len(data)
         if max_bytes <= 0: return
 
-def _write_atomic(path, text):
-    "Write the whole file or nothing: a temporary file in the same folder, flushed to disk, then renamed."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temp = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(fd, "w", encoding="utf-8", newline="\n") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(temp, 0o644)  # temporary files are private, a tokenizer is not
-        os.replace(temp, path)
-    except BaseException:
-        Path(temp).unlink(missing_ok=True)
-        raise
-
 # %% ../nbs/01_tokenizer.ipynb #73079434
 class _Sources(Vocabulary):
     "Three ways to get a tokenizer: train one, bring one's own merges, read a file."
@@ -279,15 +264,21 @@ class _Sources(Vocabulary):
     @classmethod
     def from_file(cls, path,  # a `tokenizer.json`, or the folder of a model
                  ):           # Tokenizer
-        "Read any Hugging Face `tokenizer.json`; files beside it name pad, bos, eos and the chat template. Raises `FileNotFoundError`."
+        "Read any Hugging Face `tokenizer.json`; files beside it name pad, bos, eos and the chat template. Raises `FileNotFoundError`, or `ValueError` for a file of another kind."
         path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
-        config = path.with_name("tokenizer_config.json")
-        config = json.loads(config.read_text("utf-8")) if config.exists() else {}
+        if not path.is_file(): raise FileNotFoundError(f"{path}: no such file; a tokenizer is a tokenizer.json, or a folder that holds one")
+        beside = path.with_name("tokenizer_config.json")
+        config = read_json(beside) if beside.exists() else {}
+        if not isinstance(config, dict): raise ValueError(f"{beside} is not a JSON object")
         named = {key: config.get(f"{key}_token") for key in ("pad", "bos", "eos")}
         named = {key: token["content"] if isinstance(token, dict) else token for key, token in named.items()}
+        try: tokenizer = cls(path.read_text("utf-8"), named if any(named.values()) else None)
+        except Exception as error:  # the library raises bare `Exception`s
+            raise ValueError(f"{path} is no tokenizer.json of Hugging Face's: {error}") from None
         template = path.with_name("chat_template.jinja")
-        tokenizer = cls(path.read_text("utf-8"), named if any(named.values()) else None)
-        tokenizer.chat_template = template.read_text("utf-8") if template.exists() else config.get("chat_template")
+        chat_template = template.read_text("utf-8") if template.exists() else config.get("chat_template")
+        if isinstance(chat_template, list): chat_template = next((t["template"] for t in chat_template if t.get("name") == "default"), None)  # several, by name
+        tokenizer.chat_template = chat_template
         return tokenizer
 
 # %% ../nbs/01_tokenizer.ipynb #8208e5dc
@@ -335,7 +326,7 @@ class Tokenizer(_Sources):
             ):            # Path of the file
         "Write the tokenizer in Hugging Face's format, the whole file or nothing."
         path = Path(path) if str(path).endswith(".json") else Path(path) / "tokenizer.json"
-        _write_atomic(path, self._backend.to_str(pretty=True))
+        write_text(path, self._backend.to_str(pretty=True))
         return path
 
     def __reduce__(self):  # worker processes receive a copy by pickle, which the backend alone would not survive with its options

@@ -11,13 +11,12 @@ __all__ = ['MAX_SKIPS', 'TrainConfig', 'split_rows', 'compute_gradients', 'StepR
 # %% ../nbs/12_train.ipynb #7a36b4fc
 import json
 import math
-import os
 import random
 import signal
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
+from .core import precision, write_text
 from .losses import causal_lm_loss
 from .model import flops_per_token, num_parameters
 from .optim import SCHEDULES, build_optimizer, lr_factor
@@ -85,12 +85,11 @@ def compute_gradients(model,     # whose gradients are empty
                       dtype,     # of the matrix products
                      ):          # mean loss, total weight, metrics per weight
     "Leave in `.grad` the gradient of the mean over the whole step, whatever the micro-batches. A step of weight 0 has no mean: NaN."
-    autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     loss_sum, weight, metrics = 0., 0., Counter()
     whole = len(next(iter(batch.values()))) <= cfg.micro_batch_size     # then the mean's denominator is known at once, which saves a pass over the gradients
     for micro in split_rows(batch, cfg.micro_batch_size):
         micro = {k: v.to(device, non_blocking=True) for k, v in micro.items()}
-        with autocast: loss, w, extra = loss_fn(model, micro)
+        with precision(device, dtype): loss, w, extra = loss_fn(model, micro)
         (loss/(w if w > 0 else math.nan) if whole else loss).backward()
         loss_sum, weight = loss_sum + loss.detach(), weight + w
         metrics.update(extra)
@@ -124,11 +123,12 @@ class NonFinite(RuntimeError):
 
 def bad_sources(model, batch, loss_fn,
                 sources,      # `file:line` of the documents, row after row, segment after segment
+                dtype=torch.float32,     # of the matrix products
                ):             # the sources to look at first
     "The sources of the rows whose own loss is not finite; all of them if no row stands out."
     device = next(model.parameters()).device
-    with torch.no_grad(): losses = [float(loss_fn(model, {k: v.to(device) for k, v in row.items()})[0]) for row in split_rows(batch, 1)]
-    documents = batch["segment_ids"].amax(1).tolist() if "segment_ids" in batch else []
+    with torch.no_grad(), precision(device, dtype): losses = [float(loss_fn(model, {k: v.to(device) for k, v in row.items()})[0]) for row in split_rows(batch, 1)]
+    documents = batch["segment_ids"].flatten(1).amax(1).tolist() if "segment_ids" in batch else []
     bad = [math.isfinite(loss) for loss, n in zip(losses, documents) for _ in range(n)]
     if len(bad) != len(sources) or all(bad): return sources
     return [source for source, fine in zip(sources, bad) if not fine]
@@ -152,9 +152,7 @@ class MetricsLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = [l for l in _read_lines(self.path) if l["step"] <= step] if step else []
         text = "".join(map(_to_line, lines))
-        if not self.path.exists() or text != self.path.read_text(encoding="utf-8"):
-            tmp = self.path.with_suffix(".tmp")
-            tmp.write_text(text, encoding="utf-8"); os.replace(tmp, self.path)
+        if not self.path.exists() or text != self.path.read_text(encoding="utf-8"): write_text(self.path, text)
         self.evaluated = any(l["step"] == step and "lr" not in l for l in lines)     # has this step's evaluation been logged?
 
     def __call__(self, **numbers):
@@ -231,9 +229,11 @@ def total_steps(cfg, batches):            # `TrainConfig`; anything with `steps_
 def memory_bytes(config,        # `ModelConfig`
                  cfg,           # `TrainConfig`
                  dtype,         # of the matrix products
+                 trained=None,  # parameters that are trained, if not all
                 ):              # dict: weights, gradients, optimizer, working
     "Estimated memory of training's tensors: float32 weights, gradients and optimizer state, and the larger of what backward keeps and what the step needs. A process holds some 0.3 GB besides."
     c, P = config, num_parameters(config)
+    share = 1. if trained is None else trained/P
     table = c.vocab_size*c.hidden_size
     tables = table*(1 if c.tie_word_embeddings else 2)
     tokens = min(cfg.micro_batch_size, cfg.batch_size)*cfg.seq_len
@@ -242,38 +242,45 @@ def memory_bytes(config,        # `ModelConfig`
     muon = cfg.optimizer == "muon"
     state = P + tables if muon else 2*P                                     # Muon keeps one number a weight, AdamW two
     stack = 3*c.num_hidden_layers*c.hidden_size*c.intermediate_size           # Muon takes all matrices of a shape at once, six times over
-    return dict(weights=4*P, gradients=4*P, optimizer=4*state, working=max(backward, 6*4*stack if muon else 0))
+    return dict(weights=4*P, gradients=round(4*P*share), optimizer=round(4*state*share), working=max(backward, round(6*4*stack*share) if muon else 0))
 
 # %% ../nbs/12_train.ipynb #3d796df2
 def plan(model, batches, cfg, device, dtype, loss_fn,
          timed=False,      # also run a micro-batch and an optimizer step, twice, to predict the time; the weights stay as they are
         ):                 # dict of numbers
     "What a run will cost: parameters, steps, tokens, floating-point operations, bytes of memory and, if `timed`, seconds."
-    steps = total_steps(cfg, batches)
-    tokens = round(steps*batches.tokens_per_epoch/batches.steps_per_epoch)
-    numbers = dict(parameters=num_parameters(model.config), device=str(device), dtype=str(dtype).removeprefix("torch."), steps=steps, epochs=steps/batches.steps_per_epoch,
-                   tokens=tokens, fill=batches.fill, flops=tokens*flops_per_token(model.config, cfg.seq_len), memory=sum(memory_bytes(model.config, cfg, dtype).values()))
+    steps, trained = total_steps(cfg, batches), sum(p.numel() for p in model.parameters() if p.requires_grad)
+    numbers = dict(parameters=num_parameters(model.config), trained=trained, device=str(device), dtype=str(dtype).removeprefix("torch."), steps=steps, epochs=steps/batches.steps_per_epoch,
+                   memory=sum(memory_bytes(model.config, cfg, dtype, trained).values()))
+    if hasattr(batches, "tokens_per_epoch"):      # rows that are yet to be sampled have no length
+        tokens = round(steps*batches.tokens_per_epoch/batches.steps_per_epoch)
+        numbers |= dict(tokens=tokens, fill=batches.fill, flops=tokens*flops_per_token(model.config, cfg.seq_len))
     if timed:
-        optimizers, batch = build_optimizer(model, cfg.optimizer), next(split_rows(batches.at(0), cfg.micro_batch_size))
+        start = time.perf_counter()
+        whole = batches.at(0)
+        making, micro = time.perf_counter() - start, next(split_rows(whole, cfg.micro_batch_size))
+        optimizers = build_optimizer(model, cfg.optimizer)
         optimizers.set_lr(0.)
         for _ in range(2):                                   # the first time also warms up
             start = time.perf_counter()
-            compute_gradients(model, batch, loss_fn, cfg, device, dtype)
+            compute_gradients(model, micro, loss_fn, cfg, device, dtype)
             middle = time.perf_counter()
             optimizers.step(); optimizers.zero_grad()
             if device.type == "cuda": torch.cuda.synchronize(device)
-            numbers["seconds"] = (middle - start)*tokens/count_tokens(batch) + (time.perf_counter() - middle)*steps
+            numbers["seconds"] = steps*(making + (middle - start)*count_tokens(whole)/count_tokens(micro) + time.perf_counter() - middle)
     return numbers
 
 def count_tokens(batch):   # dict of tensors
     "Tokens of a batch, without padding."
-    return int((batch["segment_ids"] > 0).sum()) if "segment_ids" in batch else batch["input_ids"].numel()
+    return int((batch["segment_ids"] > 0).sum()) if "segment_ids" in batch else next(iter(batch.values())).numel()
 
 def format_plan(p):        # what `plan` returned
     "The plan as two lines of text."
     clock = f", about {format_seconds(p['seconds'])}" if "seconds" in p else ""
-    return (f"{p['parameters']:,} parameters on {p['device']} in {p['dtype']}, about {p['memory']/2**20:,.0f} MiB\n"
-            f"{p['steps']:,} steps = {p['epochs']:.2f} epochs = {p['tokens']:,} tokens (rows {p['fill']:.1%} full), {p['flops']:.2e} FLOPs{clock}")
+    part = "" if p["trained"] == p["parameters"] else f", {p['trained']:,} of them trained,"
+    work = f" = {p['tokens']:,} tokens (rows {p['fill']:.1%} full), {p['flops']:.2e} FLOPs" if "tokens" in p else ""
+    return (f"{p['parameters']:,} parameters{part} on {p['device']} in {p['dtype']}, about {p['memory']/2**20:,.0f} MiB\n"
+            f"{p['steps']:,} steps = {p['epochs']:.2f} epochs{work}{clock}")
 
 def format_seconds(s):     # seconds
     "A duration as h:mm:ss or m:ss."
@@ -283,15 +290,16 @@ def format_seconds(s):     # seconds
 # %% ../nbs/12_train.ipynb #c6d410c6
 class Window(Counter):
     "Sums over the steps since the last line of the log. It is saved with a checkpoint, so that a resumed run logs the same numbers."
+    OWN = frozenset({"weight", "loss", "steps", "tokens", "seconds", "skipped", "step", "lr", "grad_norm", "tokens_per_second"})
     def add(self, result):               # `StepResult`
+        if clash := self.OWN & result.metrics.keys(): raise ValueError(f"a loss function's metrics may not be called {', '.join(sorted(clash))}: the log has numbers of these names already")
         self.update({"weight": result.weight, **{k: v*result.weight for k, v in {"loss": result.loss, **result.metrics}.items()}})
 
     def line(self, step, lr, norm):      # dict
         "The numbers of a log line: means over the weight of the window."
-        own = {"weight", "loss", "steps", "tokens", "seconds", "skipped"}
         mean = lambda k: self[k]/self["weight"] if self["weight"] else None
         return dict(step=step, loss=mean("loss"), lr=lr, grad_norm=norm, tokens_per_second=self["tokens"]/self["seconds"], seconds=self["seconds"],
-                    **{k: mean(k) for k in self if k not in own}, **({"skipped": self["skipped"]} if self["skipped"] else {}))
+                    **{k: mean(k) for k in self if k not in self.OWN}, **({"skipped": self["skipped"]} if self["skipped"] else {}))
 
 def format_line(numbers):  # what `Window.line` returned
     "A log line as text, with units."
@@ -308,10 +316,10 @@ def odd_first_loss(loss, vocab_size):     # nats a token; V
 # %% ../nbs/12_train.ipynb #125dc86a
 MAX_SKIPS = 10             # bad steps in a row that `on_nan="skip"` bears before it stops after all
 
-def refuse_step(step, result, model, batches, batch, loss_fn, cfg, checkpointer, skipped):
+def refuse_step(step, result, model, batches, batch, loss_fn, cfg, dtype, checkpointer, skipped):
     "Keep the batch of a step that went wrong, and raise `NonFinite`; or only say so, if bad steps are to be skipped."
     sources = batches.sources(step - 1) if hasattr(batches, "sources") else []
-    message = explain_nonfinite(step, result, model, bad_sources(model, batch, loss_fn, sources))
+    message = explain_nonfinite(step, result, model, bad_sources(model, batch, loss_fn, sources, dtype))
     if checkpointer: message += f" The batch is kept in {checkpointer.save_batch(batch)}."
     if cfg.on_nan == "stop": raise NonFinite(f"{message} With --on-nan skip such a step is left out.")
     if skipped > MAX_SKIPS: raise NonFinite(f"{message} It is bad step {skipped} in a row: stopped, although on_nan is 'skip'.")
@@ -325,7 +333,7 @@ def stopped(number, desc, step, total, cfg, checkpointer):
 
 # %% ../nbs/12_train.ipynb #69e058af
 def fit(model,               # a `MiniMind` on its device
-        batches,             # `.at(step) -> dict`, `.steps_per_epoch`, `.sources(step)`
+        batches,             # `.at(step) -> dict`, `.steps_per_epoch`; if it likes, `.sources(step)`
         loss_fn,             # `(model, batch) -> (loss sum, weight, metrics)`, the metrics being sums too
         optimizers,          # from `build_optimizer`
         cfg,                 # `TrainConfig`
@@ -337,12 +345,15 @@ def fit(model,               # a `MiniMind` on its device
     "Train. Begins where the checkpointer says, saves before it evaluates. Raises `NonFinite`; on Ctrl-C or SIGTERM saves, then `KeyboardInterrupt` or `SystemExit`."
     total = total_steps(cfg, batches)
     warmup = min(cfg.warmup, total//5)          # a short run must reach its learning rate too
+    device = next(model.parameters()).device
     first = checkpointer.load() if checkpointer else 0
     log, window, skipped = MetricsLog(Path(cfg.out)/"metrics.jsonl", first), Window(checkpointer.progress if checkpointer else {}), 0
     def due(step): return evaluate is not None and step > 0 and (step == total or cfg.eval_every > 0 and step % cfg.eval_every == 0)
     def measure(step):
         model.eval()
-        with same_random_numbers(): numbers = evaluate()
+        with same_random_numbers(), precision(device, dtype): numbers = evaluate()
+        if not isinstance(numbers, dict) or "step" in numbers: raise ValueError(f"evaluate must return a dict of numbers without 'step', got {numbers!r:.100}")
+        numbers = {k: float(v) for k, v in numbers.items()}
         model.train()
         log(step=step, **numbers)
         tqdm.write(f"{desc} step {step:,}: " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
@@ -359,7 +370,7 @@ def fit(model,               # a `MiniMind` on its device
             if result.finite: window.add(result); skipped = 0
             else:
                 skipped += 1; window["skipped"] += 1
-                refuse_step(done, result, model, batches, batch, loss_fn, cfg, checkpointer, skipped)
+                refuse_step(done, result, model, batches, batch, loss_fn, cfg, dtype, checkpointer, skipped)
             if step == 0 and loss_fn is causal_lm_loss and (warning := odd_first_loss(result.loss, model.config.vocab_size)): tqdm.write(warning)
             window.update(steps=1, tokens=count_tokens(batch), seconds=time.perf_counter() - started)
             bar.update()

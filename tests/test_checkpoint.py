@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from minimind.chat import encode_chat
-from minimind.checkpoint import (Checkpointer, SettingsChanged, atomic_path, from_hf_config, load_config, load_model, load_pretrained, model_tensors, read_json, read_tensors, run_stage,
-                                 save_pretrained, to_hf_config, write_json, write_tensors)
-from minimind.core import sample
+from minimind.checkpoint import (Checkpointer, ModelFolder, SettingsChanged, check_start, from_hf_config, load_config, load_model, load_pretrained, model_tensors, read_tensors, refuse_changes, run_lock, run_stage,
+                                 save_pretrained, to_hf_config, write_tensors)
+from minimind.core import atomic_path, read_json, sample, write_json
 from minimind.generate import generate
 from minimind.losses import causal_lm_loss
-from minimind.model import MiniMind, ModelConfig
+from minimind.model import MiniMind, ModelConfig, stretch
 from minimind.optim import build_optimizer
 from minimind.tokenizer import Tokenizer
 from minimind.train import TrainConfig, fit, read_metrics
@@ -110,6 +110,94 @@ def test_round_trip(tmp_path, tokenizer, qk_norm, tied):
     assert {oct(f.stat().st_mode & 0o777) for f in tmp_path.iterdir()} == {"0o644"}, "others may read a model"
 
 
+MIXTURES = {"Qwen3Moe-top1": dict(num_experts=4), "Qwen3Moe-top2": dict(num_experts=4, num_experts_per_tok=2, norm_topk_prob=True, moe_intermediate_size=56, tied=False),
+            "GraniteMoeShared": dict(qk_norm=False, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True, shared_expert_intermediate_size=72, head_dim=12),
+            "Qwen3Moe-yarn": dict(num_experts=3, rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, max_position_embeddings=64),
+            "Qwen3-yarn": dict(rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 16.0, "attention_factor": 1.0}, max_position_embeddings=64),
+            "Llama-linear": dict(qk_norm=False, rope_scaling={"rope_type": "linear", "factor": 2.0})}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_experts_and_scaled_rope_both_ways(tmp_path, tokenizer, complaints, name):
+    "Their class opens our folder and says nothing; we open theirs, whole and in shards, and get every weight back."
+    from transformers import AutoModelForCausalLM
+    model = model_of(tokenizer, **MIXTURES[name])
+    save_pretrained(model, tokenizer, tmp_path/"ours")
+    theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path/"ours", output_loading_info=True)
+    assert not any(info.values()) and complaints() == [] and type(theirs).__name__ == f"{name.split('-')[0]}ForCausalLM"
+    ids = torch.randint(3, tokenizer.vocab_size, (2, 50))          # no padding tokens: `generate` would take them for padding
+    with torch.no_grad(): torch.testing.assert_close(theirs(ids).logits, model(ids), rtol=0, atol=1e-4)
+    assert theirs.generate(ids[:1, :20], max_new_tokens=12, do_sample=False)[0, 20:].tolist() == generate(model, ids[0, :20].tolist(), 12, temperature=0)
+    for size in ("5GB", "40KB"):
+        theirs.save_pretrained(tmp_path/size, max_shard_size=size)
+        again = load_model(tmp_path/size)
+        assert again.config == model.config and same(again.state_dict(), model.state_dict())
+
+
+def test_yarn_switched_on_by_hand(tmp_path, tokenizer):
+    "A `rope_scaling` written into a finished folder's config.json, as people do, means to us what it means to transformers."
+    from transformers import AutoModelForCausalLM
+    save_pretrained(model_of(tokenizer, max_position_embeddings=64), tokenizer, tmp_path)
+    write_json(tmp_path/"config.json", read_json(tmp_path/"config.json") | {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}})
+    ours, ids = load_model(tmp_path), torch.randint(0, tokenizer.vocab_size, (1, 50))
+    assert ours.config.rope_scaling["rope_type"] == "yarn"
+    with torch.no_grad(): torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, ours(ids), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [dict(num_experts=2, shared_expert_intermediate_size=8), dict(qk_norm=False, num_experts=2), dict(qk_norm=False, num_experts=2, num_experts_per_tok=2, norm_topk_prob=True, head_dim=16)])
+def test_a_mixture_that_could_not_be_saved_is_not_trained(tmp_path, tokenizer, changes):
+    model = model_of(tokenizer, **changes)
+    with pytest.raises(ValueError, match="no architecture of Hugging Face"): run_stage(settings(tmp_path), model, tokenizer, Rows(tokenizer.vocab_size), causal_lm_loss)
+    assert not (tmp_path/"model.safetensors").exists()
+
+
+def test_the_position_of_experts_is_checked(tmp_path, tokenizer):
+    model = model_of(tokenizer, num_experts=2)
+    save_pretrained(model, None, tmp_path)
+    damage(tmp_path, lambda t: t.pop("model.layers.1.mlp.experts.1.up_proj.weight"))
+    with pytest.raises(ValueError, match="missing weights model.layers.1.mlp.experts.1.up_proj.weight"): load_model(tmp_path)
+
+
+def test_a_stretched_model_is_loaded_from_the_same_folder(tmp_path, tokenizer):
+    save_pretrained(model_of(tokenizer, max_position_embeddings=32), tokenizer, tmp_path)
+    longer, _ = load_pretrained(tmp_path, config=stretch(load_config(tmp_path), "yarn", 4))
+    with torch.no_grad(): longer(torch.zeros(1, 128, dtype=torch.long))
+
+
+# ---- starts that are refused -----------------------------------------------------------------------------------------
+def test_a_finished_model_without_a_run_is_not_overwritten(tmp_path, tokenizer):
+    save_pretrained(model_of(tokenizer), tokenizer, tmp_path)
+    before = (tmp_path/"model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="holds a model, but no run"): train(tokenizer, tmp_path)
+    assert (tmp_path/"model.safetensors").read_bytes() == before and not (tmp_path/"trainer").exists()
+    assert train(tokenizer, tmp_path, fresh=True)[0]["step"] == 6
+
+
+def test_one_process_at_a_time(tmp_path):
+    with run_lock(tmp_path):
+        with pytest.raises(ValueError, match="another process is training"):
+            with run_lock(tmp_path): pass
+        code = f"from minimind.checkpoint import run_lock\nwith run_lock({str(tmp_path)!r}): pass"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "another process is training" in done.stderr
+    with run_lock(tmp_path): pass
+
+
+def test_files_that_were_moved_are_told_by_their_content(tmp_path):
+    was, now = {"data": ["/nowhere/a.jsonl"], "lr": 1.}, {"data": [str(tmp_path/"a.jsonl")], "lr": 1.}
+    refuse_changes("run", was, now)
+    (tmp_path/"b.jsonl").write_text("")
+    with pytest.raises(SettingsChanged, match="data was"): refuse_changes("run", {"data": [str(tmp_path/"b.jsonl")], "lr": 1.}, now)
+
+
+def test_a_copy_kept_under_another_name_is_left_alone(tmp_path, tokenizer):
+    train(tokenizer, tmp_path, steps=2)
+    shutil.copytree(tmp_path/"trainer"/"step-00000002", tmp_path/"trainer"/"step-00000002-best")
+    shutil.copytree(tmp_path/"trainer"/"step-00000002", tmp_path/"trainer"/"step-backup")
+    assert train(tokenizer, tmp_path, steps=2)[0]["step"] == 2
+    assert {"step-00000002-best", "step-backup"} <= {f.name for f in (tmp_path/"trainer").iterdir()}
+
+
 def test_bfloat16_folder(tmp_path, tokenizer):
     model = model_of(tokenizer)
     save_pretrained(model, tokenizer, tmp_path, dtype=torch.bfloat16)
@@ -139,7 +227,7 @@ def test_presets_survive_their_config():
 
 
 @pytest.mark.parametrize("change, message", [({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"), ({"n_routed_experts": 4}, "unknown config keys .'n_routed_experts'."), ({"hidden_act": "gelu"}, "hidden_act is not 'silu'"),
-                                             ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear'"), ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is not 1.0"),
+                                             ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "longrope"), ({"rope_scaling": {"type": "yarn"}}, "lacks factor"), ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is not 1.0"),
                                              ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"), ({"quantization_config": {"bits": 4}}, "quantization_config"), ({"hidden_size": None}, "hidden_size"),
                                              ({"vocab_size": None}, "vocab_size is missing"), ({"hidden_size": "48"}, ".")])
 def test_a_config_we_cannot_follow_is_refused(tmp_path, tokenizer, change, message):
@@ -177,7 +265,7 @@ def damage(path, change):
     (lambda t: t.pop("model.norm.weight"), "missing weights model.norm.weight, unknown weights none"),
     (lambda t: t.update(x=torch.ones(2)), "missing weights none, unknown weights x"),
     (lambda t: t.update({"model.norm.weight": torch.ones(7)}), r"model.norm.weight is \(7,\), wanted \(48,\)"),
-    (lambda t: t.clear() or t.update(a=torch.ones(1)), "and 21 more, unknown weights a"),
+    (lambda t: t.clear() or t.update(a=torch.ones(1)), "and 20 more, unknown weights a"),
     (lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}), "lm_head.weight of its own")])
 def test_weights_that_do_not_fit_are_named(tmp_path, tokenizer, change, message):
     save_pretrained(model_of(tokenizer), tokenizer, tmp_path)
@@ -245,7 +333,8 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     done = limited("""
 import sys, torch
 from pathlib import Path
-from minimind.checkpoint import write_json, write_tensors
+from minimind.checkpoint import write_tensors
+from minimind.core import write_json
 folder = Path(sys.argv[1])
 for write in (lambda: write_tensors(folder/"a.safetensors", {"w": torch.zeros(100_000)}), lambda: write_json(folder/"b.json", "x"*100_000)):
     try: write()
@@ -266,7 +355,7 @@ class Settings(TrainConfig):
 class Rows:
     "The same random rows for every run; a pure function of the step."
     steps_per_epoch, fill = 3, 1.0
-    def __init__(self, V, rows=4): self.V, self.rows, self.tokens_per_epoch = V, rows, 3*rows*16
+    def __init__(self, V, rows=4): self.V, self.rows, self.tokens_per_epoch, self.identity = V, rows, 3*rows*16, {"data_sha256": f"that of {rows} rows"}
     def at(self, step):
         ids = torch.randint(0, self.V, (self.rows, 16), generator=torch.Generator().manual_seed(step % 3))
         return dict(input_ids=ids, labels=ids)
@@ -355,8 +444,8 @@ def test_fresh_starts_again(tmp_path, tokenizer):
     assert same(model.state_dict(), train(tokenizer, tmp_path/"other", steps=3)[1].state_dict())
 
 
-@pytest.mark.parametrize("changes, message", [(dict(lr=1e-4), "lr was [0-9.]+, is 0.0001"), (dict(steps=9, seed=1), "seed was 42, is 1; steps was 6, is 9"), (dict(data=("b.jsonl",)), "data was .'a.jsonl'., is .'b.jsonl'."),
-                                              (dict(rows=5), "tokens_per_epoch was 192, is 240")])
+@pytest.mark.parametrize("changes, message", [(dict(lr=1e-4), "lr was [0-9.]+, is 0.0001"), (dict(steps=9, seed=1), "seed was 42, is 1; steps was 6, is 9"), (dict(data=(__file__, "b.jsonl")), "data was .'.*a.jsonl'., is .'.*py', '.*b.jsonl'."),
+                                              (dict(rows=5), "data_sha256 was 'that of 4 rows', is 'that of 5 rows'")])
 def test_other_settings_are_refused_by_name(tmp_path, tokenizer, changes, message):
     with pytest.raises(KeyboardInterrupt): train(tokenizer, tmp_path, loss_fn=stops_after(5))
     with pytest.raises(SettingsChanged, match=message) as e: train(tokenizer, tmp_path, **changes)
@@ -487,9 +576,68 @@ def test_fit_works_with_a_checkpointer_of_its_own(tmp_path, tokenizer):
     "The parts that `run_stage` puts together can be used alone."
     model, cfg = model_of(tokenizer).train(), settings(tmp_path, steps=2)
     optimizers = build_optimizer(model)
-    checkpointer = Checkpointer(model, None, optimizers, cfg)
+    checkpointer = Checkpointer(ModelFolder(model, None), {"optimizer": optimizers}, cfg)
     assert fit(model, Rows(tokenizer.vocab_size), causal_lm_loss, optimizers, cfg, checkpointer=checkpointer)["step"] == 2
     assert load_config(tmp_path) == model.config
+
+
+class Tracker:
+    "Batches with a memory of their own: what they give depends on what was given before."
+    steps_per_epoch = 4
+
+    def __init__(self, vocab): self.rows, self.seen = Rows(vocab), torch.zeros(())
+
+    def at(self, step):
+        self.seen += 1
+        batch = self.rows.at(step)
+        return {k: v.roll(int(self.seen), 1) for k, v in batch.items()}
+
+    def state_tensors(self): return {"seen": self.seen}
+    def load_state_tensors(self, tensors): self.seen = tensors["seen"].clone()
+
+
+def test_parts_with_a_state_are_saved_and_restored(tmp_path, tokenizer):
+    def run(name, steps, **more):
+        batches = Tracker(tokenizer.vocab_size)
+        run_stage(settings(tmp_path/name, steps=8, save_every=3, **more), model_of(tokenizer).train(), tokenizer, _Until(batches, steps), causal_lm_loss, parts={"tracker": batches})
+    run("whole", 8)
+    with pytest.raises(KeyboardInterrupt): run("halves", 5)
+    run("halves", 8)
+    assert same(load_model(tmp_path/"whole").state_dict(), load_model(tmp_path/"halves").state_dict())
+
+
+class _Until:
+    "Batches that die at a step."
+    def __init__(self, batches, steps): self.batches, self.steps, self.steps_per_epoch = batches, steps, batches.steps_per_epoch
+
+    def at(self, step):
+        if step >= self.steps: raise KeyboardInterrupt
+        return self.batches.at(step)
+
+
+def test_another_kind_of_folder(tmp_path, tokenizer):
+    "A stage that trains only a part saves and publishes only that part."
+    class Norms(ModelFolder):
+        weights = "norms.safetensors"
+        def tensors(self): return {k: v for k, v in self.model.state_dict().items() if "norm" in k}
+        def load(self, tensors, source): self.model.load_state_dict(tensors, strict=False)
+        def write(self, path, put_weights): put_weights(path/self.weights)
+    model = model_of(tokenizer).train()
+    for name, p in model.named_parameters(): p.requires_grad_("norm" in name)
+    run_stage(settings(tmp_path/"norms", steps=3), model, tokenizer, Rows(tokenizer.vocab_size), causal_lm_loss, folder=Norms(model, tokenizer))
+    assert sorted(f.name for f in (tmp_path/"norms").iterdir()) == ["metrics.jsonl", "norms.safetensors", "trainer"]
+    assert read_tensors(tmp_path/"norms"/"norms.safetensors").keys() == Norms(model, tokenizer).tensors().keys()
+    again = model_of(tokenizer).train()
+    run_stage(settings(tmp_path/"norms", steps=3), again, tokenizer, Rows(tokenizer.vocab_size), causal_lm_loss, folder=Norms(again, tokenizer))
+    assert same(Norms(again, None).tensors(), Norms(model, None).tensors())
+
+
+def test_changed_settings_are_refused_before_anything_else(tmp_path, tokenizer):
+    cfg = settings(tmp_path, steps=2)
+    check_start(cfg)                                                                      # nothing there yet
+    run_stage(cfg, model_of(tokenizer).train(), tokenizer, Rows(tokenizer.vocab_size), causal_lm_loss)
+    check_start(cfg), check_start(replace(cfg, log_every=7)), check_start(replace(cfg, lr=.5, fresh=True))
+    with pytest.raises(SettingsChanged, match="lr was"): check_start(replace(cfg, lr=.5))
 
 
 def test_init_and_out_must_differ(tmp_path, tokenizer):

@@ -182,7 +182,7 @@ def test_no_preset_fits(say, monkeypatch):
     monkeypatch.setattr(cli, "memory", lambda: (1 << 20, 1 << 30))
     assert "none fits" in say("doctor")[1]
     monkeypatch.setattr(cli, "memory", lambda: (1 << 40, 1 << 40))
-    assert "minimind2:" in say("doctor")[1]
+    assert "minimind-3-moe:" in say("doctor")[1]
 
 
 def test_data(say, monkeypatch, tmp_path):

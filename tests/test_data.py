@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from minimind.chat import CHAT_TEMPLATE
 from minimind.core import IGNORE, sample
-from minimind.data import (BadLine, JsonlReader, PackedBatches, TextReader, TokenStore, build_store, chat_row, clean_text, file_sha256,
+from minimind.data import (BadLine, EpochRows, JsonlReader, PackedBatches, TextReader, TokenStore, build_store, chat_row, clean_text, file_sha256,
                            format_tokens, in_heldout, manifest, open_texts, pack_lengths, text_row)
 from minimind.losses import causal_lm_loss
 from minimind.model import MiniMind, ModelConfig
@@ -547,3 +547,13 @@ def test_a_gigabyte_trains_in_the_memory_of_a_megabyte(tmp_path, tok):
     store = TokenStore(tmp_path/"b.jsonl.run"/"store")
     assert store.meta["skipped"] == {"broken JSON": 1} and len(store) + store.meta["other_split"] == documents
     assert peaks[1] - peaks[0] < 200
+
+
+# ---- order of rows ---------------------------------------------------------------------------------------------------
+def test_epoch_rows_visit_every_row_once_an_epoch():
+    order = EpochRows(10, 4, seed=3)
+    epochs = [np.concatenate([order.at(3*e + i) for i in range(3)]) for e in range(3)]
+    assert order.steps_per_epoch == 3 and len(order.at(2)) == 2
+    assert all(sorted(e) == list(range(10)) for e in epochs) and any((a != b).any() for a, b in zip(epochs, epochs[1:]))
+    assert (EpochRows(10, 4, seed=3).at(7) == order.at(7)).all()                            # a pure function of seed and step
+    with pytest.raises(ValueError, match="batch_size=0"): EpochRows(10, 0)

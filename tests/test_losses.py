@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 from torch.nn import functional as F
 
 from minimind.core import IGNORE
-from minimind.losses import _ChunkedCrossEntropy, causal_lm_loss, lm_loss, shift, token_logprobs
+from minimind.losses import _ChunkedCrossEntropy, _ChunkedLogprobs, causal_lm_loss, lm_logprobs, lm_loss, router_loss, shift, token_logprobs
 from minimind.model import MiniMind, ModelConfig
 
 TINY = ModelConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16, intermediate_size=48)
@@ -246,6 +246,55 @@ def batch(seed=0, rows=4, length=12):
     return {"input_ids": ids, "labels": labels, "position_ids": positions, "segment_ids": segments}
 
 
+def labels_of(B, T, V, seed):
+    torch.manual_seed(seed)
+    labels = torch.randint(0, V, (B, T))
+    return torch.where(torch.rand(B, T) < .3, IGNORE, labels)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1024])
+@pytest.mark.parametrize("temperature", [1., .6, 3.])
+def test_lm_logprobs_equal_those_of_whole_logits(chunk, temperature):
+    labels = labels_of(3, 11, 40, 0)
+    hidden, head, factors = torch.randn(3, 11, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True), torch.randn(3, 10)
+    ours, theirs = lm_logprobs(hidden, labels, head, temperature, chunk), token_logprobs(hidden @ head.T/temperature, labels)
+    torch.testing.assert_close(ours, theirs)
+    for a, b in zip(*(torch.autograd.grad((x*factors).sum(), [hidden, head]) for x in (ours, theirs))): torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5)
+
+
+def test_lm_logprobs_gradcheck():
+    x = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((7, 4), (9, 4))]
+    assert torch.autograd.gradcheck(_ChunkedLogprobs.apply, (*x, torch.randint(0, 9, (7,)), .7, 3))
+
+
+def test_lm_logprobs_sum_to_the_loss():
+    labels = labels_of(2, 9, 30, 1)
+    hidden, head = torch.randn(2, 9, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
+    a, b = -lm_logprobs(hidden, labels, head).sum(), lm_loss(hidden, labels, head, reduction="sum")
+    torch.testing.assert_close(a, b)
+    for x, y in zip(*(torch.autograd.grad(v, [hidden, head]) for v in (a, b))): torch.testing.assert_close(x, y)
+
+
+def test_lm_logprobs_under_autocast():
+    labels = labels_of(2, 9, 30, 2)
+    hidden, head = torch.randn(2, 9, 16, requires_grad=True), torch.randn(30, 16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16): half = lm_logprobs(hidden, labels, head)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, lm_logprobs(hidden, labels, head), atol=.1, rtol=.02)
+    assert [g.dtype for g in torch.autograd.grad(half.sum(), [hidden, head])] == [torch.float32]*2
+
+
+def test_lm_logprobs_of_nothing_is_a_connected_zero():
+    hidden, head = torch.randn(2, 9, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
+    nothing = lm_logprobs(hidden, torch.full((2, 9), IGNORE), head)
+    assert not nothing.any() and all(not g.any() for g in torch.autograd.grad(nothing.sum(), [hidden, head]))
+
+
+def test_lm_logprobs_refuses():
+    with pytest.raises(ValueError, match="temperature=0"): lm_logprobs(torch.zeros(1, 3, 4), torch.zeros(1, 3, dtype=torch.int64), torch.zeros(5, 4), temperature=0)
+    with pytest.raises(ValueError, match="head="): lm_logprobs(torch.zeros(1, 3, 4), torch.zeros(1, 3, dtype=torch.int64))
+
+
 def test_causal_lm_loss_of_parts_adds_up_to_the_whole():
     torch.manual_seed(0)
     model, b = MiniMind(TINY), batch()
@@ -275,6 +324,56 @@ def test_model_and_states_agree_and_documents_stay_apart():
     torch.testing.assert_close(loss, lm_loss(model.hidden(**inputs), b["labels"], model.lm_head.weight))
     halves = [lm_loss(model, b["labels"][:, cut], reduction="sum", input_ids=b["input_ids"][:, cut]) for cut in (slice(0, 6), slice(6, 12))]
     torch.testing.assert_close(loss, sum(halves) / (b["labels"] != IGNORE).sum())
+
+
+# ---- experts ---------------------------------------------------------------------------------------------------------
+def moe(**changes):
+    torch.manual_seed(0)
+    return MiniMind(ModelConfig(**dict(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=24, num_experts=4, router_aux_loss_coef=.1) | changes))
+
+
+def batch_with_padding():
+    torch.manual_seed(1)
+    ids = torch.randint(0, 40, (2, 10))
+    segments = torch.ones_like(ids)
+    segments[0, 6:] = 0
+    return dict(input_ids=ids, labels=torch.where(segments > 0, ids, IGNORE), position_ids=torch.arange(10).expand(2, -1), segment_ids=segments)
+
+
+def test_the_routers_loss_is_in_the_total():
+    model, batch = moe(router_z_loss_coef=.01), batch_with_padding()
+    total, weight, metrics = causal_lm_loss(model, batch)
+    routers = []
+    model.hidden(**{k: v for k, v in batch.items() if k != "labels"}, routers=routers)
+    keep, extra = batch["segment_ids"] > 0, 0.
+    for logits in routers:
+        probs = logits[keep].softmax(-1)
+        share = F.one_hot(probs.argmax(-1), 4).float().mean(0)
+        extra = extra + .1*4*(share*probs.mean(0)).sum() + .01*logits[keep].logsumexp(-1).square().mean()
+    torch.testing.assert_close(total, metrics["lm_loss"] + weight*extra)
+    grads = torch.autograd.grad(total, [b.mlp.gate.weight for b in model.model.layers], retain_graph=True)
+    plain = torch.autograd.grad(lm_loss(model, batch["labels"], reduction="sum", **{k: v for k, v in batch.items() if k != "labels"}), [b.mlp.gate.weight for b in model.model.layers])
+    assert all((g - p).abs().max() > 1e-4 and p.abs().max() > 1e-6 for g, p in zip(grads, plain)), "both verdicts reach the router"
+
+
+def test_padding_does_not_count_for_the_routers():
+    model, batch = moe(), batch_with_padding()
+    other = dict(batch, input_ids=torch.where(batch["segment_ids"] > 0, batch["input_ids"], 7))
+    for a, b in zip(causal_lm_loss(model, batch)[2].values(), causal_lm_loss(model, other)[2].values()): torch.testing.assert_close(a, b)
+
+
+def test_the_balance_loss_is_hugging_faces():
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
+    model, batch = moe(num_hidden_layers=1, router_aux_loss_coef=1.), batch_with_padding()
+    routers = []
+    model.hidden(**{k: v for k, v in batch.items() if k != "labels"}, routers=routers)
+    theirs = load_balancing_loss_func(tuple(r.flatten(0, 1) for r in routers), 4, 1, (batch["segment_ids"] > 0).long())
+    torch.testing.assert_close(router_loss(model.config, routers, batch["segment_ids"] > 0)[0], theirs)
+
+
+def test_a_dense_model_has_no_routers_loss():
+    assert router_loss(moe(num_experts=0).config, []) == (0., {})
+    assert causal_lm_loss(moe(num_experts=0), batch_with_padding())[2] == {}
 
 
 def test_hugging_face_gives_the_same_loss_and_gradients():

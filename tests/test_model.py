@@ -8,9 +8,11 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
-from minimind.model import PRESETS, MiniMind, ModelConfig, flops_per_token, num_parameters, preset
+from minimind.model import PRESETS, MiniMind, ModelConfig, flops_per_token, num_parameters, preset, stretch
 
-EXACT = {"ci": 2_803_648, "minimind2-small": 25_829_888, "minimind2": 104_030_976, "minimind-3": 63_912_192}
+EXACT = {"ci": 2_803_648, "minimind2-small": 25_829_888, "minimind2": 104_030_976, "minimind-3": 63_912_192,
+         "ci-moe": 6_345_664, "minimind2-moe": 145_029_760, "minimind-3-moe": 198_416_640}
+ACTIVE = {"minimind2-moe": 91_945_600, "minimind-3-moe": 63_936_768}
 
 
 def tiny(**changes):
@@ -28,8 +30,11 @@ def build(config, seed=0):
 
 
 def theirs(c):
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
-    shape = {k: v for k, v in c.to_dict().items() if k not in ("qk_norm", "rope_theta")} | {"rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta}}
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+    ours = {"qk_norm", "rope_theta", "rope_scaling", "shared_expert_intermediate_size", "router_z_loss_coef"}
+    experts = set() if c.num_experts else {"num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "router_aux_loss_coef"}
+    shape = {k: v for k, v in c.to_dict().items() if k not in ours | experts} | {"rope_parameters": {"rope_theta": c.rope_theta, **(c.rope_scaling or {"rope_type": "default"})}}
+    if c.num_experts: return Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, experts_implementation="eager")).eval()     # their grouped product wants multiples of 16 bytes
     return (Qwen3ForCausalLM(Qwen3Config(**shape)) if c.qk_norm else LlamaForCausalLM(LlamaConfig(**shape))).eval()
 
 
@@ -39,9 +44,14 @@ def configs(draw):
     qk_norm = draw(st.booleans())
     # Hugging Face's Llama wants the width to be a multiple of the heads even where head_dim is given
     width = draw(st.integers(1, 40)) if qk_norm else kv*ratio*draw(st.integers(1, 5))
+    experts, more = draw(st.integers(0, 5)) if qk_norm else 0, {}
+    if experts:
+        k = draw(st.integers(1, experts))
+        more = dict(num_experts=experts, num_experts_per_tok=k, norm_topk_prob=k > 1 and draw(st.booleans()), moe_intermediate_size=draw(st.integers(1, 30)))
+    scaling = draw(st.sampled_from([None, None, {"rope_type": "linear", "factor": 3.0}, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}]))
     return ModelConfig(vocab_size=draw(st.integers(3, 70)), hidden_size=width, num_hidden_layers=draw(st.integers(1, 3)), num_attention_heads=kv*ratio,
                        num_key_value_heads=kv, head_dim=2*half, intermediate_size=draw(st.integers(1, 50)), qk_norm=qk_norm, max_position_embeddings=300,
-                       tie_word_embeddings=draw(st.booleans()), rope_theta=draw(st.sampled_from([1e4, 1e6])), rms_norm_eps=draw(st.sampled_from([1e-5, 1e-6])))
+                       tie_word_embeddings=draw(st.booleans()), rope_theta=draw(st.sampled_from([1e4, 1e6])), rms_norm_eps=draw(st.sampled_from([1e-5, 1e-6])), rope_scaling=scaling, **more)
 
 
 # ---- counts ----------------------------------------------------------------------------------------------------------
@@ -50,6 +60,7 @@ def configs(draw):
 def test_presets_have_their_exact_size(name):
     with torch.device("meta"): model = MiniMind(PRESETS[name])
     assert num_parameters(PRESETS[name]) == sum(p.numel() for p in model.parameters()) == EXACT[name]
+    assert num_parameters(PRESETS[name], active=True) == ACTIVE.get(name, EXACT[name]) or name == "ci-moe"
 
 
 @given(configs())
@@ -113,9 +124,9 @@ def test_logits_are_hugging_faces_both_ways(config, T, seed):
         torch.testing.assert_close(ours(ids), hf(ids).logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("qk_norm", [True, False])
-def test_gradients_are_hugging_faces(qk_norm):
-    config = tiny(qk_norm=qk_norm)
+@pytest.mark.parametrize("changes", [dict(), dict(qk_norm=False), dict(num_experts=4), dict(num_experts=4, num_experts_per_tok=2, norm_topk_prob=True)], ids=["qwen3", "llama", "top-1", "top-2"])
+def test_gradients_are_hugging_faces(changes):
+    config = tiny(**changes)
     ours, hf = build(config), theirs(config)
     hf.load_state_dict(ours.state_dict())
     ids = torch.randint(1, 61, (3, 17))     # theirs gives the padding token's row no gradient (`padding_idx`); ours never sees padding as text
@@ -124,6 +135,38 @@ def test_gradients_are_hugging_faces(qk_norm):
     reference = dict(hf.named_parameters())
     assert reference.keys() == dict(ours.named_parameters()).keys()
     for name, p in ours.named_parameters(): torch.testing.assert_close(p.grad, reference[name].grad, atol=1e-5, rtol=1e-4, msg=lambda m: f"{name}: {m}")
+
+
+# ---- longer texts ----------------------------------------------------------------------------------------------------
+
+def test_stretch():
+    config = tiny()
+    yarn, linear, ntk = (stretch(config, kind, 4, 32) for kind in ("yarn", "linear", "ntk"))
+    assert all(c.max_position_embeddings == 128 for c in (yarn, linear, ntk)) and stretch(config, "yarn", 2).max_position_embeddings == 256
+    assert yarn.rope_scaling["original_max_position_embeddings"] == 32 and linear.rope_scaling == {"rope_type": "linear", "factor": 4.0} and ntk.rope_scaling is None and ntk.rope_theta > config.rope_theta
+    model = MiniMind(yarn)
+    model(torch.zeros(1, 128, dtype=torch.long))
+    with pytest.raises(ValueError, match="position 128 is beyond max_position_embeddings=128"): model(torch.zeros(1, 129, dtype=torch.long))
+    for wrong, message in (((config, "yran", 4), "choose one of yarn"), ((config, "yarn", .5), "factor=0.5"), ((config, "ntk", .5), "factor=0.5"), ((yarn, "yarn", 2), "stretched already")):
+        with pytest.raises(ValueError, match=message): stretch(*wrong)
+
+
+# ---- experts ---------------------------------------------------------------------------------------------------------
+
+def test_routers_are_handed_out_once_per_layer():
+    model, ids = build(tiny(num_experts=3)), torch.randint(61, (2, 5))
+    routers = []
+    torch.testing.assert_close(model.lm_head(model.hidden(ids, routers=routers)), model(ids))
+    assert [tuple(r.shape) for r in routers] == [(2, 5, 3)]*2
+    dense = []
+    build(tiny()).hidden(ids, routers=dense)
+    assert dense == []
+
+
+@pytest.mark.parametrize("changes, message", [(dict(num_experts=-1), "num_experts=-1"), (dict(num_experts=2, num_experts_per_tok=3), "top_k"), (dict(num_experts=2, norm_topk_prob=True), "no gradient"),
+                                              (dict(num_experts=2, router_aux_loss_coef=-1.), "router_aux_loss_coef=-1.0"), (dict(rope_scaling={"rope_type": "yarn"}), "lacks factor")])
+def test_bad_experts_and_scaling(changes, message):
+    with pytest.raises(ValueError, match=message): MiniMind(tiny(**changes))
 
 
 # ---- what must be true -----------------------------------------------------------------------------------------------
@@ -135,7 +178,8 @@ def test_no_token_hears_a_later_one(config, data):
     model, ids = build(config), torch.randint(config.vocab_size, (1, T))
     changed = ids.clone(); changed[0, t:] = (changed[0, t:] + 1) % config.vocab_size
     with torch.no_grad(): a, b = model(ids), model(changed)
-    assert torch.equal(a[:, :t], b[:, :t])
+    if config.num_experts: torch.testing.assert_close(a[:, :t], b[:, :t], atol=1e-5, rtol=1e-5)     # an expert's product over another number of rows may round otherwise
+    else: assert torch.equal(a[:, :t], b[:, :t])
     # `hidden` may be equal by accident when the model is one number wide, so only wide ones must notice
     if config.hidden_size > 8 and config.vocab_size > 8: assert not torch.equal(a[:, t:], b[:, t:])
 
@@ -197,14 +241,15 @@ def test_first_loss_is_the_logarithm_of_the_vocabulary():
 
 def test_initial_weights():
     torch.manual_seed(0)
-    for name, p in MiniMind(preset("ci", initializer_range=0.03)).named_parameters():
-        if p.ndim == 2: assert abs(p.std().item() - 0.03) < 0.001 and abs(p.mean().item()) < 0.001, name
+    both = (p for name in ("ci", "ci-moe") for p in MiniMind(preset(name, initializer_range=0.03)).named_parameters() if ".gate.weight" not in p[0])     # a router has too few numbers to judge
+    for name, p in both:
+        if p.ndim >= 2: assert abs(p.std().item() - 0.03) < 0.001 and abs(p.mean().item()) < 0.001, name
         else: assert (p == 1).all(), name
 
 
 def test_gradient_reaches_every_parameter():
-    for tied in (True, False):
-        model = build(tiny(tie_word_embeddings=tied))
+    for changes in (dict(tie_word_embeddings=True), dict(tie_word_embeddings=False), dict(num_experts=3), dict(num_experts=3, num_experts_per_tok=2, norm_topk_prob=True, shared_expert_intermediate_size=20)):
+        model = build(tiny(**changes))
         ids = torch.randint(61, (2, 40))
         F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
         for name, p in model.named_parameters(): assert p.grad.abs().max() > 0, name

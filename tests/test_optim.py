@@ -128,8 +128,29 @@ def test_muon_groups_have_their_own_settings():
 
 
 def test_muon_refuses_what_is_no_matrix():
-    with pytest.raises(ValueError, match=r"\[\(3,\), \(2, 3, 4\)\]"): Muon([torch.zeros(2, 2), torch.zeros(3), torch.zeros(2, 3, 4)])
+    with pytest.raises(ValueError, match=r"\[\(3,\), \(\)\]"): Muon([torch.zeros(2, 2), torch.zeros(3), torch.zeros(())])
     with pytest.raises(ValueError, match="matrices only"): Muon([dict(params=[torch.zeros(3)])])
+
+
+def test_muon_takes_a_stack_of_matrices_as_its_members():
+    torch.manual_seed(0)
+    stack = nn.Parameter(torch.randn(3, 5, 4))
+    single = [nn.Parameter(m.detach().clone()) for m in stack]
+    together, apart = Muon([stack], lr=.1, weight_decay=.1), Muon(single, lr=.1, weight_decay=.1)
+    for _ in range(3):
+        stack.grad = torch.randn_like(stack)
+        for p, g in zip(single, stack.grad): p.grad = g.clone()
+        together.step(), apart.step()
+    torch.testing.assert_close(stack.detach(), torch.stack([p.detach() for p in single]))
+
+
+def test_small_tables_are_known_by_name():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name in ("gate", "lora_A", "value_head", "gate_proj"): self.add_module(name, nn.Linear(3, 2, bias=False))
+    groups = parameter_groups(nn.ModuleDict({"mlp": Model()}))
+    assert set(groups["matrices"]) == {"mlp.gate_proj.weight"} and len(groups["tables"]) == 3
 
 
 # ---- groups ----------------------------------------------------------------------------------------------------------

@@ -58,13 +58,18 @@ def world(tmp_path_factory):  # a folder with small files of every kind, a shape
     return world
 
 
+def values_of(name, world, out, changes):  # a run that goes on from another one has that one's shape and tokenizer
+    own = {k: v for k, v in TINY[name](world).items() if not (name == "pretrain" and "init" in changes and k in ("model", "tokenizer"))}
+    return {**SHARED, **own, "out": str(out), **changes}
+
+
 def config(name, world, out, **changes):  # the stage's module and its tiny config
     module, cls = stage(name)
-    return module, cls(**{**SHARED, **TINY[name](world), "out": str(out), **changes})
+    return module, cls(**values_of(name, world, out, changes))
 
 
 def flags(name, world, out, **changes):  # the same as arguments of the command line
-    values = {**SHARED, **TINY[name](world), "out": out, **changes}
+    values = values_of(name, world, out, changes)
     return [name, *(str(a) for k, v in values.items() for a in [f"--{k.replace('_', '-')}", *(v if isinstance(v, tuple) else [v])])]
 
 
@@ -178,7 +183,7 @@ MISTAKES = [
     ("pretrain", dict(heldout="{world}/empty.txt"), "'empty' has no text to measure on"),
     ("pretrain", dict(data="{world}/empty.txt"), "no document is left of"),
     ("pretrain", dict(eval_bytes=-1), "eval_bytes=-1: must be zero or positive"),
-    ("sft", dict(heldout="{world}/no_answer_text.jsonl"), "no_answer_text.jsonl:1: answer is not a string: 7"),
+    ("sft", dict(heldout="{world}/no_answer_text.jsonl"), "no_answer_text.jsonl:1: a question needs an 'answer'"),
     ("sft", dict(data="{world}/long.jsonl"), "long.jsonl:21: nothing to learn"),
 ]
 
@@ -220,7 +225,7 @@ def test_a_part_is_kept_out_where_no_files_are(name, measure, world, tmp_path, c
 
 
 def test_pretraining_can_go_on_from_a_model(world, tmp_path):
-    module, cfg = config("pretrain", world, tmp_path/"run", init=world/"runs"/"pretrain", tokenizer="", steps=4)
+    module, cfg = config("pretrain", world, tmp_path/"run", init=str(world/"runs"/"pretrain"), steps=4)
     config_of_base = config("pretrain", world, world/"runs"/"pretrain")
     module.run(config_of_base[1])                    # done already, unless this test runs alone
     started = read_metrics(config_of_base[1].out)[0]["loss"]

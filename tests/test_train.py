@@ -503,8 +503,21 @@ def test_plan(tmp_path):
     assert same(before, weights(model)) and all(p.grad is None for p in model.parameters()), "a timed plan changes nothing"
     assert numbers["parameters"] == num_parameters(TINY) and numbers["steps"] == 6 and numbers["epochs"] == 2 and numbers["tokens"] == 240 and 0 < numbers["seconds"] < 60
     text = format_plan(numbers)
-    assert f"{numbers['parameters']:,} parameters on cpu in float32" in text and "6 steps = 2.00 epochs = 240 tokens" in text and "0:0" in text
+    assert f"{numbers['parameters']:,} parameters on cpu in float32" in text and "6 steps = 2.00 epochs = 240 tokens" in text and ", about 0:" in text
     assert "seconds" not in plan(model, batches, cfg, cpu, f32, causal_lm_loss)
+
+
+def test_plan_of_rows_without_a_length():
+    "Rows that are yet to be sampled: no tokens, no operations, but a time."
+    class Sampled:
+        steps_per_epoch = 3
+        def at(self, step): return dict(input_ids=torch.zeros(4, 2, 6, dtype=torch.int64), labels=torch.zeros(4, 2, 6, dtype=torch.int64))
+    model = MiniMind(TINY)
+    for name, p in model.named_parameters(): p.requires_grad_("norm" in name)
+    def loss_fn(model, batch): return causal_lm_loss(model, {k: v.flatten(0, 1) for k, v in batch.items()})
+    p = plan(model, Sampled(), TrainConfig(steps=6, micro_batch_size=2), torch.device("cpu"), torch.float32, loss_fn, timed=True)
+    assert "tokens" not in p and p["seconds"] > 0 and p["trained"] < p["parameters"]
+    assert "of them trained" in format_plan(p) and "FLOPs" not in format_plan(p)
 
 
 def test_count_tokens():
