@@ -383,3 +383,31 @@ def test_the_ladder(say, tmp_path, monkeypatch):
     assert set(results) == {"heldout", "answers", "choices", "tokens_per_second", "chats"} and list(results["chats"]) == cli.QUESTIONS
     assert "replies" not in results["answers"] and results["answers"]["n"] == 8
     for numbers in results["heldout"].values(): assert {"bits_per_byte", "unigram", "bigram", "xz", "bytes"} <= set(numbers)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    "An untrained model's folder."
+    from minimind.checkpoint import save_pretrained
+    from minimind.core import sample
+    from minimind.model import MiniMind, preset
+    from minimind.tokenizer import Tokenizer
+    lines = sample("pretrain_en.jsonl").read_text(encoding="utf-8").splitlines()[:50]
+    tokenizer = Tokenizer.train((json.loads(l)["text"] for l in lines), 400)
+    torch.manual_seed(0)
+    save_pretrained(MiniMind(preset("ci", num_hidden_layers=1, vocab_size=400)), tokenizer, folder := tmp_path_factory.mktemp("base"))
+    return folder
+
+
+def test_files_of_one_name_are_both_measured(base, tmp_path, say):
+    for folder in ("a", "b"):
+        (tmp_path/folder).mkdir()
+        (tmp_path/folder/"t.txt").write_text(f"Some text in {folder}. "*5)
+    out = say("eval", str(base), "--text", str(tmp_path/"a"/"t.txt"), str(tmp_path/"b"/"t.txt"))[1]
+    assert f"{tmp_path}/a/t.txt" in out and f"{tmp_path}/b/t.txt" in out
+
+
+def test_longer_texts_on_the_command_line(base, say):
+    code, out, err = say("chat", str(base), "--plain", "-p", "The king", "--max-new-tokens", "3", "--rope-scaling", "yarn", "--factor", "4", "--original-length", "64")
+    assert code == 0 and "up to 256 positions" in err
+    assert "choose one of" in say("chat", str(base), "--rope-scaling", "long")[2] or "there is no 'long'" in say("chat", str(base), "--rope-scaling", "long")[2]

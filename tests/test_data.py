@@ -1,4 +1,5 @@
 "Data: every row is used once, in an order that can be computed; every bad line is named or counted; memory does not grow with the file."
+import gzip
 import json
 import os
 import signal
@@ -45,7 +46,7 @@ class MemoryStore:
         self.tokens, self.offsets = np.concatenate(documents), np.concatenate([[0], np.cumsum(lengths)])
         self.mask = None if masks is None else np.concatenate(masks).astype(np.uint8)
         self.first = np.array([1 if masks is None else next((t for t in range(1, n) if masks[i][t]), n) for i, n in enumerate(lengths)])
-        self.meta = {"kind": "pretrain" if masks is None else "sft"}
+        self.meta = {"kind": "pretrain" if masks is None else "sft", "sha256": "of the tokens"}
     def where(self, i): return f"file:{i + 1}"
 
 
@@ -236,18 +237,28 @@ def test_files_from_windows(tmp_path, encoding, newline):
     assert list(JsonlReader(path, check=text_row)) == [(1, "one"), (2, "二")]
 
 
-def test_a_utf16_file_is_named(tmp_path):
-    (tmp_path/"data.jsonl").write_text('{"text": "one"}', encoding="utf-16")
-    with pytest.raises(BadLine, match=r"data.jsonl:1: invalid UTF-8: byte 0xff at column 1"): list(JsonlReader(tmp_path/"data.jsonl"))
+@pytest.mark.parametrize("content, what", [('{"text": "one"}'.encode("utf-16"), "UTF-16; convert it"), (gzip.compress(b'{"text": "one"}'), "compressed by gzip")])
+@pytest.mark.parametrize("name", ["data.jsonl", "data.txt"])
+def test_a_file_that_is_no_utf8_text_is_refused_whole(tmp_path, name, content, what):
+    "Also where bad lines may be skipped: what is left of such a file is nothing, or nonsense."
+    (tmp_path/name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is {what}"): list(open_texts(tmp_path/name, on_bad_line="skip"))
+
+
+def test_an_empty_line_at_the_end_is_no_row(tmp_path):
+    (tmp_path/"data.jsonl").write_text('{"text": "one"}\n \n')
+    assert [n for n, _ in JsonlReader(tmp_path/"data.jsonl")] == [1]
+    (tmp_path/"data.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}\n')
+    with pytest.raises(BadLine, match="data.jsonl:2: empty line"): list(JsonlReader(tmp_path/"data.jsonl"))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.binary(max_size=40).map(lambda b: b.replace(b"\n", b"")) | st.sampled_from(GOOD + list(BAD)), min_size=1, max_size=12), st.sampled_from([20, 15_000]))
 def test_no_bytes_break_the_reader(tmp_path, lines, limit):
     path = tmp_path/"any.jsonl"
-    path.write_bytes(b"\n".join(lines) + b"\n")
+    path.write_bytes(b"\n".join([b"{}", *lines]) + b"\n")
     reader = JsonlReader(path, check=text_row, on_bad_line="skip", max_line_bytes=limit)
-    assert len(list(reader)) + reader.skipped.total() == len(lines)
+    assert len(list(reader)) + reader.skipped.total() == len(lines) + 1 - (not lines[-1].strip())       # an empty line at the end is no row
 
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(["user", "assistant", "tool", "[]", "{}", '[{"name": 1}]', "<think>", "<tool_call>{"]),

@@ -271,3 +271,31 @@ def test_exact_match_asks_without_the_reference(model, tok, monkeypatch):
                                        (dict(conversations=talk("q", "a"), must_contain=[]), "must_contain")])
 def test_malformed_questions(model, tok, row, says):
     with pytest.raises(ValueError, match=says): ev.exact_match(model, tok, [row])
+
+
+# ---- slips of the caller ---------------------------------------------------------------------------------------------
+def test_a_single_text_is_one_document(tok, model):
+    text = "A king and his hundred men."
+    assert ev.bits_per_byte(model, tok, text) == ev.bits_per_byte(model, tok, [text])
+    assert ev.xz_bits_per_byte(text) == ev.xz_bits_per_byte([text])
+
+
+def test_a_broken_model_has_a_perplexity_all_the_same(tok, model):
+    import copy
+    wild = copy.deepcopy(model)
+    with torch.no_grad(): wild.model.norm.weight.mul_(1e5)
+    assert ev.bits_per_byte(wild, tok, ["some text"])["perplexity"] > 1e300
+
+
+def test_items_may_come_from_a_generator(tok, model):
+    items = [{"question": "Is it?", "choices": ["yes", "no"], "answer": 0}]*2
+    assert ev.choice_logprobs(model, tok, iter(items)) == ev.choice_logprobs(model, tok, items) != []
+
+
+@pytest.mark.parametrize("row, message", [({"must_contain": [5]}, "must_contain"), ({"must_contain": [""]}, "none of them empty"), ({"answer": " "}, "none of them empty"), ({"answer": "1", "skill": 3}, "skill is not a string: 3")])
+def test_a_malformed_question_is_named(row, message):
+    with pytest.raises(ValueError, match=message): ev.check_question({"conversations": [{"role": "user", "content": "?"}], **row})
+
+
+@pytest.mark.parametrize("reply, answer, right", [("It is 1,234", "1234", True), ("It is 1,234", "234", False), ("12,345,678.", "12345678", True), ("I count 9, 234", "234", True), ("sorted: 3,17,42", "3,17,42", True)])
+def test_thousands(reply, answer, right): assert ev.is_right(reply, answer) == right

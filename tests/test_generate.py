@@ -363,3 +363,13 @@ def test_chat(tokenizer):
         assert chat(Listener([*tokenizer.encode("the fox 🦊"), 2], len(tokenizer)), tokenizer, messages, temperature=0) == "the fox 🦊"
     assert heard[0] == encode_chat(tokenizer, question, add_generation_prompt=True)[0]
     assert chat(Listener(tokenizer.encode("the fox"), len(tokenizer)), tokenizer, "a", max_new_tokens=2, temperature=0) == tokenizer.decode(tokenizer.encode("the fox")[:2])
+
+
+@pytest.mark.parametrize("prompts", ["hello", ["hello"], [[1.5, 2]], [["a"]]])
+def test_text_is_no_prompt(model, prompts):
+    with pytest.raises(ValueError, match="encode the text first"): generate(model, prompts, 2)
+
+
+def test_seeds_may_be_numpys(model):
+    import numpy as np
+    assert generate(model, [[3, 4]], 5, seed=np.int64(3)) == generate(model, [[3, 4]], 5, seed=3)

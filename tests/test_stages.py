@@ -246,3 +246,65 @@ def test_a_long_conversation_is_cut_and_counted(world, tmp_path, capsys):
     module, cfg = config("sft", world, tmp_path/"run", data=write_lines(tmp_path/"talk.jsonl", [{"conversations": long}]), steps=1)
     module.run(cfg)
     assert "cut at 64 tokens: 1" in capsys.readouterr().out
+
+
+# ---- what would be lost, or be measured on nothing -------------------------------------------------------------------
+def test_a_refused_command_leaves_the_run_as_it_was(world, tmp_path, capsys):
+    module, cfg = config("pretrain", world, tmp_path/"run", steps=2)
+    module.run(cfg)
+    before = {f: f.read_bytes() for f in sorted((tmp_path/"run").rglob("*")) if f.is_file()}
+    assert main(flags("pretrain", world, tmp_path/"run", steps=2, data=world/"broken.jsonl")) == 1
+    assert main(flags("sft", world, tmp_path/"run", init=tmp_path/"run", steps=2)) == 1
+    assert before == {f: f.read_bytes() for f in sorted((tmp_path/"run").rglob("*")) if f.is_file()}
+    said = capsys.readouterr().err
+    assert "data was" in said and "init and out are both" in said
+
+
+def test_other_data_under_the_same_name_are_noticed(world, tmp_path):
+    lines = (world/"texts.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path/"a.jsonl").write_text("".join(lines), encoding="utf-8")
+    module, cfg = config("pretrain", world, tmp_path/"run", data=(str(tmp_path/"a.jsonl"),), steps=2)
+    module.run(cfg)
+    (tmp_path/"a.jsonl").write_text("".join(lines[::-1]), encoding="utf-8")
+    with pytest.raises(ValueError, match="data_sha256 was"): module.run(cfg)
+
+
+def test_the_same_files_may_be_spelt_otherwise(world, tmp_path, monkeypatch):
+    module, cfg = config("pretrain", world, tmp_path/"run", data=(str(world/"texts.jsonl"),), steps=2)
+    module.run(cfg)
+    monkeypatch.chdir(world)
+    last = module.run(config("pretrain", world, tmp_path/"run", data=("./texts.jsonl",), steps=2)[1])
+    assert last["step"] == 2
+
+
+def test_little_data_are_all_trained_on_and_that_is_said(world, tmp_path, capsys):
+    "One document, whichever side its hash is on."
+    for i in range(40):
+        if in_heldout(text := f"A short text, number {i}. " + "It goes on. "*30): break
+    (tmp_path/"one.txt").write_text(text)
+    module, cfg = config("pretrain", world, tmp_path/"run", data=(str(tmp_path/"one.txt"),), heldout=(), steps=1)
+    assert "bpb_heldout" not in module.run(cfg)
+    assert "nothing is held out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changes, name", [(dict(init="x", model="minimind2"), "model"), (dict(init="x", tokenizer="y"), "tokenizer"), (dict(tokenizer="y", vocab_size=5000), "vocab_size")])
+def test_flags_without_effect_are_refused(changes, name):
+    with pytest.raises(ValueError, match=f"{name}=.* would have no effect"): stage("pretrain")[1](**changes)
+
+
+@pytest.mark.parametrize("content", ["Call me Ishmael.", "{}", '{"model": 3}', ""])
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path, content):
+    (tmp_path/"tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match="tokenizer.json is no tokenizer.json"): Tokenizer.from_file(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such file; a tokenizer is"): Tokenizer.from_file(tmp_path/"nowhere")
+
+
+def test_chat_templates_by_name(world, tmp_path):
+    Tokenizer.from_file(world/"base").save(tmp_path)
+    write = (tmp_path/"tokenizer_config.json").write_text
+    write(json.dumps({"chat_template": [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ messages }}"}]}))
+    assert Tokenizer.from_file(tmp_path).chat_template == "{{ messages }}"
+    write("[]")
+    with pytest.raises(ValueError, match="not a JSON object"): Tokenizer.from_file(tmp_path)
+    write("{")
+    with pytest.raises(ValueError, match="tokenizer_config.json is damaged"): Tokenizer.from_file(tmp_path)

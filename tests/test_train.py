@@ -557,3 +557,13 @@ def test_window_survives_json():
     window.update(steps=2, tokens=10, seconds=0.1, weight=3., loss=7.)
     again = Window(json.loads(json.dumps(dict(window))))
     assert again == window and again.line(2, 0.1, 1.)["loss"] == 7/3 and "no good step" in format_line(Window(steps=1, tokens=1, seconds=1., skipped=1).line(1, .1, 1.))
+
+
+def test_a_metric_may_not_take_a_name_of_the_log(tmp_path):
+    def loss_fn(model, batch): loss, weight, _ = causal_lm_loss(model, batch); return loss, weight, {"loss": loss.detach()}
+    with pytest.raises(ValueError, match="may not be called loss"): fit(tiny(), Rows(), loss_fn, build_optimizer(tiny()), config(tmp_path))
+
+
+@pytest.mark.parametrize("numbers", [None, 3., {"step": 1}])
+def test_an_evaluation_returns_numbers_by_name(tmp_path, numbers):
+    with pytest.raises(ValueError, match="evaluate must return a dict"): fit(model := tiny(), Rows(), causal_lm_loss, build_optimizer(model), config(tmp_path), evaluate=lambda: numbers)
