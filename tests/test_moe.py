@@ -1,4 +1,7 @@
 "The mixture of experts: every dispatch against the naive one, gradients included; the router's gradient; the losses and the block against Hugging Face's."
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -283,3 +286,43 @@ def test_grouped_on_cuda(k):
     for ours, theirs in zip(value_and_grads(dispatch_grouped, there, experts_there)[1:], expected[1:]):
         assert (ours.cpu().float() - theirs).norm() < .03 * theirs.norm()
     assert (value_and_grads(dispatch_grouped, there, experts_there)[3][3] == 0).all()
+
+
+# ---- several processes -----------------------------------------------------------------------------------------------
+DDP = """
+import sys, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from minimind.losses import causal_lm_loss
+from minimind.model import MiniMind, ModelConfig
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+torch.manual_seed(0)
+model = MiniMind(ModelConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=24, num_experts=4))
+with torch.no_grad():
+    for block in model.model.layers:      # one of the first two scores is always positive, the others are 0: experts 2 and 3 get nothing
+        block.mlp.gate.weight[1] = -block.mlp.gate.weight[0]
+        block.mlp.gate.weight[2:] = 0
+
+class Loss(torch.nn.Module):
+    def __init__(self): super().__init__(); self.model = model
+    def forward(self, ids): return causal_lm_loss(self.model, dict(input_ids=ids, labels=ids))[0]
+
+ids = torch.randint(0, 40, (4, 12), generator=torch.Generator().manual_seed(1))
+wrapped = DistributedDataParallel(Loss())                                  # waits for every parameter: one without a gradient would hang it or raise
+for _ in range(2):
+    model.zero_grad(set_to_none=True)
+    wrapped(ids[2*rank:2*rank + 2]).backward()
+if rank == 0: torch.save({n: p.grad for n, p in model.named_parameters()}, f"{folder}/grads.pt")
+dist.destroy_process_group()
+"""
+
+
+def test_an_idle_expert_is_no_error_with_ddp(tmp_path):
+    "Two gloo processes, half of the batch each; two experts of every layer get no token in either."
+    ranks = [subprocess.Popen([sys.executable, "-c", DDP, str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
+    assert [p.wait(timeout=100) for p in ranks] == [0, 0], [p.stderr.read()[-2000:] for p in ranks]
+    grads = torch.load(tmp_path/"grads.pt")
+    assert all(g is not None for g in grads.values())
+    idle = [g[2:] for n, g in grads.items() if "experts." in n]
+    assert idle and not any(g.any() for g in idle) and any(g.abs().max() > 0 for n, g in grads.items() if ".gate.weight" in n)
