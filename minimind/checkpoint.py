@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['write_tensors', 'read_tensors', 'hf_model_type', 'to_hf_config', 'from_hf_config', 'tokenizer_config',
            'generation_config', 'hf_views', 'model_tensors', 'write_folder', 'save_pretrained', 'load_weights',
-           'load_config', 'weight_files', 'load_model', 'load_pretrained', 'SettingsChanged', 'refuse_changes',
-           'check_start', 'run_lock', 'ModelFolder', 'Checkpointer', 'run_stage']
+           'load_config', 'weight_files', 'load_model', 'load_pretrained', 'SettingsChanged', 'checkpoints',
+           'refuse_changes', 'check_start', 'run_lock', 'ModelFolder', 'Checkpointer', 'run_stage']
 
 # %% ../nbs/13_checkpoint.ipynb #91ac7c14
 import errno
@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -86,8 +87,8 @@ def to_hf_config(config,                # `ModelConfig`
 
 # %% ../nbs/13_checkpoint.ipynb #4df91bf9
 # Keys that change nothing in what is computed, and those that must have one value for us to compute the same.
-_INERT = set("architectures torch_dtype dtype transformers_version use_cache attention_dropout sliding_window max_window_layers auto_map _name_or_path name_or_path pretraining_tp output_attentions output_hidden_states output_router_logits return_dict chunk_size_feed_forward is_encoder_decoder id2label label2id problem_type tokenizer_class _attn_implementation".split())
-_MUST_BE = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False, "partial_rotary_factor": 1.0,
+_INERT = set("architectures torch_dtype dtype transformers_version use_cache attention_dropout sliding_window max_window_layers auto_map _name_or_path name_or_path pretraining_tp output_attentions output_hidden_states output_router_logits return_dict chunk_size_feed_forward is_encoder_decoder id2label label2id problem_type tokenizer_class _attn_implementation is_llama_config transformers.js_config".split())
+_MUST_BE = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False, "partial_rotary_factor": 1.0, "rope_interleaved": False,
             "decoder_sparse_step": 1, "mlp_only_layers": [], "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0}
 # What Hugging Face takes for a key that is not in the file.
 _ABSENT = {"qwen3": {"head_dim": 128, "num_key_value_heads": 32, "max_position_embeddings": 32768}, "llama": {"max_position_embeddings": 2048},
@@ -111,9 +112,11 @@ def from_hf_config(d):            # dict read from a `config.json`
     if "num_attention_heads" in d and kind in ("llama", "granitemoeshared"): d.setdefault("num_key_value_heads", d["num_attention_heads"])
     for theirs, ours in {"num_local_experts": "num_experts", "shared_intermediate_size": "shared_expert_intermediate_size"}.items():
         if theirs in d: d[ours] = d.pop(theirs)
-    known = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, **_ABSENT[kind]} | {k: v for k, v in d.items() if k not in _INERT | {"model_type"}}
+    known = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")), **_ABSENT[kind]} | {k: v for k, v in d.items() if k not in _INERT | {"model_type"}}
     if "vocab_size" not in known: raise ValueError("incomplete config: vocab_size is missing")
-    if rope.get("rope_type", rope.get("type")) == "yarn": rope.setdefault("original_max_position_embeddings", known["max_position_embeddings"])
+    if rope.get("rope_type", rope.get("type")) == "yarn":
+        original = rope.setdefault("original_max_position_embeddings", known["max_position_embeddings"])
+        known["max_position_embeddings"] = max(known["max_position_embeddings"], round(rope.get("factor", 1)*original))     # published instructions leave it as it was
     scale = known.pop("attention_multiplier", None)
     if kind == "granitemoeshared": known |= {"norm_topk_prob": True, "moe_intermediate_size": known.get("intermediate_size")}
     config = ModelConfig.from_dict(known | {"rope_theta": theta, "rope_scaling": {"rope_type": "default"} | rope if "type" not in rope else rope, "qk_norm": kind.startswith("qwen3")})
@@ -139,6 +142,7 @@ def hf_views(model):           # a `MiniMind`
     "`{name in a Hugging Face file: [views of our weights]}`, which stand one above the other in that tensor. Only experts have other names there; a tied head is left out."
     kind, out = hf_model_type(model.config), {}
     for name, p in model.state_dict().items():
+        if "lora_" in name: raise ValueError("the model carries adapters: save lora.merged_model(model), or the adapter with save_lora")
         layer, _, part = name.partition(".mlp.")
         if name == "lm_head.weight" and model.config.tie_word_embeddings: continue
         if kind == "qwen3_moe" and part.startswith("experts."):
@@ -220,7 +224,7 @@ def load_model(path,           # folder with `config.json` and weights
               ):               # `MiniMind` in float32, in eval mode
     "The model of a folder. Raises `FileNotFoundError`, `ValueError`."
     path, config = Path(path), config or load_config(path)
-    tensors = {k: v.float() for file in weight_files(path) for k, v in read_tensors(file).items()}
+    tensors = {k: v for file in weight_files(path) for k, v in read_tensors(file).items()}
     with torch.device("meta"): model = MiniMind(config)          # no memory, no random numbers: the weights are about to come
     model = model.to_empty(device="cpu")
     if config.tie_word_embeddings: model.lm_head.weight = model.model.embed_tokens.weight
@@ -231,7 +235,7 @@ def load_pretrained(path,           # folder with `config.json`, weights and `to
                     device="cpu",   # where the weights go
                     config=None,    # as for `load_model`
                    ):               # `(MiniMind, Tokenizer)`
-    "Load a model folder, ours or Hugging Face's (Qwen3, Llama, Qwen3-MoE, Granite-MoE). Raises `FileNotFoundError`, `ValueError` naming what is wrong."
+    "Load a model folder, ours or Hugging Face's (Qwen3, Llama, Qwen3-MoE, and of Granite's shared-expert models those without multipliers). Raises `FileNotFoundError`, `ValueError` naming what is wrong."
     return load_model(path, device, config), Tokenizer.from_file(path)
 
 # %% ../nbs/13_checkpoint.ipynb #f6a7c8f4
@@ -239,21 +243,26 @@ class SettingsChanged(ValueError):
     "A run is to be resumed with settings that would change its result."
 
 # These may change between start and resume: they decide where and how often, not what.
-_FREE = {"out", "device", "eval_bytes", "eval_rows", "log_every", "eval_every", "save_every", "keep", "on_nan", "fresh", "micro_batch_size"}
+_FREE = {"max_line_bytes", "on_bad_line", "out", "device", "eval_bytes", "eval_rows", "log_every", "eval_every", "save_every", "keep", "on_nan", "fresh", "micro_batch_size"}
 
-_PATHS = ("data", "heldout", "init", "tokenizer")
+_PATHS = ("data", "heldout", "init", "tokenizer", "teacher", "cache")
 
 def _settings(cfg, **more):               # as they will be read: tuples become lists; a file is the same however its path is spelt
     def spelt(value): return [spelt(v) for v in value] if isinstance(value, (list, tuple)) else os.path.abspath(value) if value else value
     d = asdict(cfg) | more
-    return json.loads(json.dumps(d | {k: spelt(d[k]) for k in _PATHS if k in d}, default=str))
+    paths = [k for k in d if k in _PATHS or k == "model" and os.path.isdir(d[k])]
+    return json.loads(json.dumps(d | {k: spelt(d[k]) for k in paths}, default=str))
+
+def checkpoints(run):                     # folder of a run → list of folders, oldest first
+    "The complete checkpoints of a run. A copy that somebody keeps under another name is not one of them."
+    return sorted(f for f in Path(run).glob("trainer/step-*") if re.fullmatch(r"step-\d{8}", f.name))
 
 def refuse_changes(run, then, now):       # the run's folder; settings that were, settings that are
     "Raise `SettingsChanged` if a setting that changes the result is not what it was."
     def moved(k):                         # files that are gone from where they were: whether these are the same is told by their content
         was = then.get(k) if isinstance(then.get(k), list) else [then.get(k)]
         return k in _PATHS and then.get(k) and now.get(k) and len(was) == len(now[k] if isinstance(now[k], list) else [now[k]]) and not any(os.path.exists(p) for p in was)
-    changed = [f"{k} was {then.get(k)!r}, is {now.get(k)!r}" for k in sorted(now.keys() | then.keys()) if k not in _FREE and then.get(k) != now.get(k) and not moved(k)]
+    changed = [f"{k} was {then.get(k)!r}, is {now.get(k)!r}" for k in sorted(then) if k not in _FREE and then[k] != now.get(k) and not moved(k)]      # what an older version did not know can't be compared
     if changed: raise SettingsChanged(f"{run} holds a run with other settings: {'; '.join(changed)}. Use the same settings, another --out, or --fresh to start again")
 
 def check_start(cfg):         # a stage's config
@@ -262,22 +271,30 @@ def check_start(cfg):         # a stage's config
     if init and Path(init).resolve() == out.resolve(): raise ValueError(f"init and out are both {cfg.out}: the model to begin from would be overwritten; choose another --out")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1: raise ValueError("several processes are not supported yet: start one, without torchrun")
     if cfg.fresh: return
-    states = sorted(out.glob("trainer/step-*/state.json"))
-    if not states and any(out.glob("*.safetensors")): raise ValueError(f"{cfg.out} holds a model, but no run that could go on: it would be overwritten; choose another --out, or --fresh to overwrite it")
-    try: then = read_json(states[-1])["settings"] if states else None
-    except (ValueError, TypeError, KeyError): then = None       # a damaged one is reported when it is loaded
+    done = checkpoints(out)
+    if not done and any(out.glob("*.safetensors")): raise ValueError(f"{cfg.out} holds a model, but no run that could go on: it would be overwritten; choose another --out, or --fresh to overwrite it")
+    try: then = read_json(done[-1]/"state.json")["settings"] if done else None
+    except (OSError, ValueError, TypeError, KeyError): then = None       # a damaged one is reported when it is loaded
     if then: refuse_changes(cfg.out, {k: v for k, v in then.items() if k in asdict(cfg)}, _settings(cfg))
 
 @contextmanager
 def run_lock(folder):         # of a run
-    "A block in which no other process can train in the same folder; the system frees it when a process dies. Raises `ValueError` if another one has it."
+    "A block in which no other process can train in the same folder; the system frees it when a process dies. Raises `ValueError` if another one has it. Where a file system can't lock, it warns and goes on."
     folder = Path(folder)
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder/".lock")
     try: lock.acquire(timeout=0)
     except Timeout: raise ValueError(f"another process is training in {folder}: wait for it, stop it, or choose another --out") from None
+    except OSError as e: warnings.warn(f"{folder} can't be locked ({e.strerror}): make sure that no other process trains in it", stacklevel=3)
     try: yield
-    finally: lock.release()
+    finally:
+        lock.release()
+        if made and [f.name for f in folder.iterdir()] in ([], [".lock"]):      # nothing came of it: leave nothing behind
+            (folder/".lock").unlink(missing_ok=True)
+            for p in made:
+                try: p.rmdir()
+                except OSError: break
 
 class ModelFolder:
     "What a run shows the world: the Hugging Face folder of its model. A stage that trains something else (an adapter, say) brings a class with the same four names."
@@ -296,6 +313,7 @@ class Checkpointer:
                  cfg,              # a stage's config
                  identity=None,    # dict of what else must be the same at a resume, such as the number of tokens
                 ):
+        if reserved := {"random", Path(folder.weights).stem} & parts.keys(): raise ValueError(f"parts may not be called {', '.join(reserved)}: a checkpoint has files of these names already")
         self.folder, self.parts, self.cfg = folder, parts, cfg
         self.run, self.progress, self.published = Path(cfg.out), {}, False
         self.dir = self.run/"trainer"
@@ -308,7 +326,7 @@ class Checkpointer:
             for step in self.steps(): self._discard(step)
 
     def steps(self):              # list of folders, oldest first
-        return sorted(f for f in self.dir.glob("step-*") if re.fullmatch(r"step-\d{8}", f.name))      # a copy that somebody keeps under another name is not ours
+        return checkpoints(self.run)
 
     def _discard(self, folder):
         hidden = folder.with_name(f".{folder.name}.old")       # by renaming: half a checkpoint must never bear a checkpoint's name
@@ -397,7 +415,8 @@ def run_stage(cfg,           # a stage's config
     print(format_plan(plan(model, batches, cfg, device, dtype, loss_fn, timed=dry_run)))
     if dry_run: return {}
     optimizers = build_optimizer(model, cfg.optimizer, cfg.lr, cfg.muon_lr, weight_decay=cfg.weight_decay)
-    identity = {"steps_per_epoch": batches.steps_per_epoch, "tokenizer_fingerprint": tokenizer.fingerprint, **getattr(batches, "identity", {})}
+    identity = {"steps_per_epoch": batches.steps_per_epoch, "tokenizer_fingerprint": tokenizer.fingerprint, "config": model.config.to_dict(), "computed_in": str(dtype), **getattr(batches, "identity", {})}
+    if model.config.num_experts: identity["balanced_over_rows"] = min(cfg.micro_batch_size, cfg.batch_size)
     if init: identity["init_sha256"] = [file_sha256(f) for f in sorted(Path(init).glob("*.safetensors"))]
     checkpointer = Checkpointer(folder or ModelFolder(model, tokenizer), {"optimizer": optimizers, **(parts or {})}, cfg, identity)
     return fit(model, batches, loss_fn, optimizers, cfg, dtype, checkpointer, evaluate and (lambda: evaluate(model)), desc)

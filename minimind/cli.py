@@ -15,7 +15,10 @@ from pathlib import Path
 
 # %% ../nbs/40_cli.ipynb #accc79eb
 STAGES = {"pretrain": ("PretrainConfig", "train a base model on text"),
-          "sft": ("SFTConfig", "fine-tune a base model on conversations")}
+          "sft": ("SFTConfig", "fine-tune a base model on conversations"),
+          "lora": ("LoRAConfig", "fine-tune a small adapter on conversations; the model stays as it is"),
+          "dpo": ("DPOConfig", "learn from pairs of a better and a worse answer"),
+          "distill": ("DistillConfig", "train a small model on what a large one expects")}
 
 def stage(name):              # a key of `STAGES`
     "The module of a stage and its config class, imported when needed."
@@ -37,7 +40,7 @@ def add_flags(parser, cls):   # a dataclass
     for f in fields(cls):
         flag, text = "--" + f.name.replace("_", "-"), docs.get(f.name, "").replace("%", "%%")
         if f.type is bool: parser.add_argument(flag, action=argparse.BooleanOptionalAction if f.default else "store_true", default=f.default, help=text)
-        elif f.type is tuple: parser.add_argument(flag, nargs="+", default=f.default, metavar="FILE", help=text)
+        elif f.type is tuple: parser.add_argument(flag, nargs="+", default=f.default, metavar="NAME" if f.default else "FILE", help=text)
         else: parser.add_argument(flag, type=f.type, default=f.default, metavar=f.type.__name__.upper(), help=f"{text} (default: {'none' if f.default == '' else f.default})")
 
 def config_from(args, cls):   # parsed flags; a dataclass
@@ -79,6 +82,7 @@ def run_stage_command(args):
     module.run(cfg, dry_run=args.dry_run)
     if args.dry_run: return
     base = args.command == "pretrain"
+    if args.command == "lora": print(f"The adapter is in {cfg.out}.  Next:  minimind chat {cfg.init} --lora {cfg.out}"); return
     print(f"The model is in {cfg.out}.  Next:  minimind chat {cfg.out}{' --plain' if base else ''}    or    minimind eval {cfg.out}{' --plain --text FILE' if base else ''}")
 
 # %% ../nbs/40_cli.ipynb #79b24616
@@ -234,16 +238,20 @@ def measured(texts, choices, questions):      # what `measure` returned
 
 def open_model(args):         # parsed flags of `eval` or `chat`
     "The model and tokenizer of a folder, on the wanted device, stretched to longer texts if that was asked for."
-    from minimind.checkpoint import load_config, load_pretrained
+    from minimind.checkpoint import checkpoints, load_config, load_pretrained
     from minimind.core import get_device, read_json
     from minimind.model import stretch
     device, config = get_device(args.device), None
     if args.rope_scaling:
-        states = sorted(Path(args.model).glob("trainer/step-*/state.json"))
-        trained = read_json(states[-1])["settings"]["seq_len"] if states else None       # a run of ours knows the length that it was trained with
+        done = checkpoints(args.model)
+        trained = read_json(done[-1]/"state.json")["settings"]["seq_len"] if done else None       # a run of ours knows the length that it was trained with
         config = stretch(load_config(args.model), args.rope_scaling, args.factor, args.original_length or trained)
         print(f"(RoPE stretched by {args.rope_scaling} × {args.factor:g}: up to {config.max_position_embeddings:,} positions)", file=sys.stderr)
-    return load_pretrained(args.model, device, config)
+    model, tokenizer = load_pretrained(args.model, device, config)
+    if args.lora:
+        from minimind.lora import load_lora
+        load_lora(model, args.lora)
+    return model, tokenizer
 
 def evaluate_model(args):
     "Held-out bits per byte beside baselines, choices beside chance, right answers, on files or on the shipped samples."
@@ -344,6 +352,7 @@ def build_parser(command=None):      # the stage whose flags are needed; to impo
         return p
     def device(p): p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps (default: auto)")
     def longer(p):
+        p.add_argument("--lora", metavar="DIR", help="an adapter's folder, to be used with the model")
         p.add_argument("--rope-scaling", choices=("yarn", "linear", "ntk"), help="read texts longer than those of the training")
         p.add_argument("--factor", type=float, default=4., metavar="FLOAT", help="how many times as long, with --rope-scaling (default: 4)")
         p.add_argument("--original-length", type=int, metavar="INT", help="tokens of a training text (default: what the run's folder says, else the model's max_position_embeddings)")

@@ -93,6 +93,8 @@ def sync_file(path):          # a file or a folder
     if os.name == "nt" and Path(path).is_dir(): return     # Windows can't open a folder
     fd = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try: os.fsync(fd)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP) or not Path(path).is_dir(): raise      # some network mounts can't sync a folder
     finally: os.close(fd)
 
 @contextmanager

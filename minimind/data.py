@@ -194,8 +194,10 @@ def _batched(items, max_items=256, max_chars=1 << 18):
 
 # %% ../nbs/03_data.ipynb #3d617eae
 def text_start(tokenizer):   # `Tokenizer`
-    "The token that a text begins with, in training and whenever it is read later: bos, or eos in the tokenizers of other makers that have no bos."
-    return tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    "The token that a text begins with, in training and whenever it is read later: bos; in tokenizers that have none `<|endoftext|>`, else eos. Raises `ValueError` if there is none of them."
+    ids = tokenizer.bos_id, tokenizer.token_to_id("<|endoftext|>"), tokenizer.eos_id
+    if ids == (None, None, None): raise ValueError("the tokenizer names neither bos nor eos; a text needs a token to begin with")
+    return next(i for i in ids if i is not None)
 
 def _text_documents(reader, tokenizer, keep):     # yields `(line, bytes of text, ids, mask)`; mask None: all is learned
     "Texts that `keep` wants, encoded in batches."

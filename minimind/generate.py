@@ -80,6 +80,7 @@ def _check(prompts, config, max_new_tokens, temperature, top_k, top_p, repetitio
 def stop_ids(model, eos_token_id=None):      # an id, several, or None for the config's; () for none
     "The token ids that end a row, as a frozenset."
     if eos_token_id is None: eos_token_id = model.config.eos_token_id
+    if eos_token_id is None: return frozenset()
     return frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)
 
 def _uniforms(seed, rows, steps):

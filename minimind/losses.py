@@ -90,15 +90,15 @@ def lm_loss(model_or_hidden,   # a `MiniMind`, or final states `(B, T, D)`
 def router_loss(config,     # `ModelConfig`
                 routers,    # list of router logits `(B, T, E)`, one per layer with experts
                 keep=None,  # bool `(B, T)`: tokens that count; None: all
-               ):           # scalar to be added to a mean loss, and dict of what to log: `balance` (1: even) and `busiest` (share of the busiest expert, times E)
-    "What the routers add to the loss: Σ over layers of `router_aux_loss_coef`·load balance and `router_z_loss_coef`·z (Switch Transformer eq. 4, ST-MoE eq. 5). Zero for a dense model."
+               ):           # scalar to be added to a mean loss, and dict of what to log: `balance` (1: even, or undecided) and `busiest` (share of the busiest expert, times E: 1 is even)
+    "What the routers add to the loss: the layers' mean of `router_aux_loss_coef`·load balance and `router_z_loss_coef`·z (Switch Transformer eq. 4, ST-MoE eq. 5). Zero for a dense model."
     if not routers: return 0., {}
     k, E = config.num_experts_per_tok, config.num_experts
     keep = None if keep is None else keep.flatten()
     routed = [route(logits.flatten(0, -2), k, config.norm_topk_prob)[1:] for logits in routers]
     balance = torch.stack([load_balance_loss(probs, experts, keep) for experts, probs in routed])
-    total = config.router_aux_loss_coef*balance.sum()
-    if config.router_z_loss_coef: total = total + config.router_z_loss_coef*sum(z_loss(logits, keep) for logits in routers)
+    total = config.router_aux_loss_coef*balance.mean()
+    if config.router_z_loss_coef: total = total + config.router_z_loss_coef*torch.stack([z_loss(logits, keep) for logits in routers]).mean()
     with torch.no_grad(): busiest = torch.stack([E*expert_load(experts, E, keep).max() for experts, _ in routed]).mean()
     return total, {"balance": balance.detach().mean()/k, "busiest": busiest}
 
@@ -168,6 +168,7 @@ def lm_logprobs(model_or_hidden,     # a `MiniMind`, or final states `(B, T, D)`
     if isinstance(model_or_hidden, torch.nn.Module): hidden, head = model_or_hidden.hidden(**inputs), model_or_hidden.lm_head.weight
     else: hidden = model_or_hidden
     if head is None: raise ValueError("lm_logprobs on hidden states needs head=model.lm_head.weight")
+    if chunk < 1: raise ValueError(f"chunk={chunk}: must be at least 1 position")
     rows, targets = shift(hidden, labels)
     logprobs = _ChunkedLogprobs.apply(rows, head, targets, temperature, chunk)
     asked = labels[:, 1:] != IGNORE

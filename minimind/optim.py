@@ -64,6 +64,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         updates = torch.stack(torch._foreach_lerp(grads, buffers, momentum))                 # Nesterov: look one step ahead
         updates = newton_schulz(updates, group["ns_steps"], dtype=group["ns_dtype"] or get_dtype(updates.device))
+        if updates.ndim > 3: updates *= torch.stack(grads).any(-1, keepdim=True).any(-2, keepdim=True)     # an expert that no token visited stays where it is
         if group["weight_decay"]: torch._foreach_mul_(params, 1 - lr*group["weight_decay"])
         torch._foreach_add_(params, updates.unbind(), alpha=-lr*max(1, rows/columns)**0.5)   # a tall matrix gets a longer step (Muon's own rule)
 

@@ -17,10 +17,10 @@ from tempfile import TemporaryDirectory
 from .core import sample, seed_everything
 from .tokenizer import Tokenizer
 from .data import PackedBatches, build_store, in_heldout, open_texts
-from .model import PRESETS, MiniMind
+from .model import PRESETS, MiniMind, learnable
 from .losses import causal_lm_loss
 from .train import TrainConfig
-from .checkpoint import check_start, load_config, load_pretrained, run_lock, run_stage
+from .checkpoint import check_start, checkpoints, load_config, load_pretrained, run_lock, run_stage
 from .evaluate import bits_per_byte
 
 # %% ../nbs/15_pretrain.ipynb #ede0c673
@@ -92,7 +92,7 @@ def make_tokenizer(cfg,                       # `PretrainConfig`
     "The given tokenizer, or that of the run to go on with, or one trained on the text."
     if cfg.tokenizer: return Tokenizer.from_file(cfg.tokenizer)
     out = Path(cfg.out)
-    if not cfg.fresh and any(out.glob("trainer/step-*")) and (out/"tokenizer.json").exists(): return Tokenizer.from_file(out)
+    if not cfg.fresh and checkpoints(out) and (out/"tokenizer.json").exists(): return Tokenizer.from_file(out)
     return Tokenizer.train(read_documents(files, split, **cfg.reading), cfg.vocab_size)
 
 # %% ../nbs/15_pretrain.ipynb #aef8b10b
@@ -106,7 +106,7 @@ def model_shape(cfg):                         # `PretrainConfig`
     elif (Path(cfg.model)/"config.json").is_file(): config = load_config(cfg.model)
     else: raise ValueError(f"model={cfg.model!r} is neither a preset ({', '.join(PRESETS)}) nor a folder with a config.json")
     check_length(cfg, config)
-    return config
+    return learnable(config)
 
 def new_model(cfg,                            # `PretrainConfig`
               tokenizer,                      # `Tokenizer`
@@ -114,7 +114,7 @@ def new_model(cfg,                            # `PretrainConfig`
     "A model of the configured shape, with the tokenizer's vocabulary and special ids. Raises `ValueError`."
     config = model_shape(cfg)
     marks = {"pad_token_id": tokenizer.pad_id, "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    config = replace(config, vocab_size=tokenizer.vocab_size, **{k: i for k, i in marks.items() if i is not None})
+    config = replace(config, vocab_size=tokenizer.vocab_size, **marks)
     return MiniMind(config)
 
 def load_init(cfg):                           # a stage's config with `init`
@@ -175,15 +175,15 @@ def run(cfg,                # `PretrainConfig`
         dry_run=False,      # print the plan and stop; nothing is written
        ):                   # dict of the last numbers
     "Pretrain: tokenizer, token store, packed rows, next-token loss, held-out bits per byte."
-    files, heldout = cfg.files(TEXT_SAMPLES)
-    split = None if heldout or not any(read_documents(files, "train", **cfg.reading)) else "train"       # a single document must not be kept out of training
-    texts = heldout_texts(cfg, files, heldout) if heldout or split else {}
-    if not cfg.init: model_shape(cfg)         # a misspelt preset should not be found after a tokenizer was trained
-    seed_everything(cfg.seed)
-    if cfg.init: model, tokenizer = load_init(cfg)
-    else: model = new_model(cfg, tokenizer := make_tokenizer(cfg, files, split))
-    def evaluate(model): return {f"bpb_{name}": bits_per_byte(model, tokenizer, t, cfg.seq_len)["bits_per_byte"] for name, t in texts.items()}
     with work_folder(cfg, dry_run) as folder:
+        files, heldout = cfg.files(TEXT_SAMPLES)
+        split = None if heldout or not any(read_documents(files, "train", **cfg.reading)) else "train"       # a single document must not be kept out of training
+        texts = heldout_texts(cfg, files, heldout) if heldout or split else {}
+        if not cfg.init: model_shape(cfg)         # a misspelt preset should not be found after a tokenizer was trained
+        seed_everything(cfg.seed)
+        if cfg.init: model, tokenizer = load_init(cfg)
+        else: model = new_model(cfg, tokenizer := make_tokenizer(cfg, files, split))
+        def evaluate(model): return {f"bpb_{name}": bits_per_byte(model, tokenizer, t, cfg.seq_len)["bits_per_byte"] for name, t in texts.items()}
         store = build_store(files, tokenizer, folder/"store", split=split, **cfg.reading, progress=sys.stderr.isatty())
         batches = PackedBatches(store, cfg.seq_len, cfg.batch_size, cfg.seed)
         print(data_line(batches))

@@ -75,7 +75,7 @@ def check_scaling(scaling,    # dict as in Hugging Face's `rope_parameters` with
     names = {key: scaling[key] for key in ("rope_type", "type") if key in scaling}      # older configs say `type`, some say both
     kind = next(iter(names.values()), None)
     if kind not in list(_ALLOWED) or any(name != kind for name in names.values()):
-        raise ValueError(f"scaling has {names or 'no rope_type'}: give one rope_type of {list(_ALLOWED)}")
+        raise ValueError(f"scaling has {names or 'no rope_type'}, which is not computed here: only rope_type {', '.join(map(repr, _ALLOWED))} are")
     given = {key: value for key, value in scaling.items() if key not in names}
     if unknown := [key for key in given if key not in _ALLOWED[kind]]:
         raise ValueError(f"scaling of rope_type {kind!r} has unknown keys {unknown}: remove them; it takes {list(_ALLOWED[kind])}")

@@ -38,7 +38,7 @@ class TrainConfig:
     epochs: float = 1.0              # passes over the data, when `steps` is 0
     seq_len: int = 256               # tokens a row
     batch_size: int = 8              # rows an optimizer step, over all processes and micro-batches
-    micro_batch_size: int = 16       # rows a forward pass; less memory, same result
+    micro_batch_size: int = 16       # rows a forward pass; less memory, same result (with experts: nearly, for balance is judged within one)
     optimizer: str = "muon"          # muon or adamw
     lr: float = 1e-2                 # peak learning rate of AdamW
     muon_lr: float = 0.02            # peak learning rate of Muon
@@ -84,7 +84,7 @@ def compute_gradients(model,     # whose gradients are empty
                       device,    # where the model is
                       dtype,     # of the matrix products
                      ):          # mean loss, total weight, metrics per weight
-    "Leave in `.grad` the gradient of the mean over the whole step, whatever the micro-batches. A step of weight 0 has no mean: NaN."
+    "Leave in `.grad` the gradient of the mean over the whole step, whatever the micro-batches (what a loss says about a micro-batch as a whole, as the routers' does, is averaged). A step of weight 0 has no mean: NaN."
     loss_sum, weight, metrics = 0., 0., Counter()
     whole = len(next(iter(batch.values()))) <= cfg.micro_batch_size     # then the mean's denominator is known at once, which saves a pass over the gradients
     for micro in split_rows(batch, cfg.micro_batch_size):
@@ -237,11 +237,12 @@ def memory_bytes(config,        # `ModelConfig`
     table = c.vocab_size*c.hidden_size
     tables = table*(1 if c.tie_word_embeddings else 2)
     tokens = min(cfg.micro_batch_size, cfg.batch_size)*cfg.seq_len
-    kept = 4*c.hidden_size + (4*c.num_attention_heads + 6*c.num_key_value_heads)*c.head_dim + 4*c.intermediate_size     # numbers a token and a layer
+    inner = c.num_experts_per_tok*c.moe_intermediate_size + c.shared_expert_intermediate_size if c.num_experts else c.intermediate_size
+    kept = 4*c.hidden_size + (4*c.num_attention_heads + 6*c.num_key_value_heads)*c.head_dim + 4*inner     # numbers a token and a layer
     backward = tokens*c.num_hidden_layers*kept*dtype.itemsize + 8*min(tokens, 1024)*c.vocab_size + 4*table                # a chunk of logits, twice; the head's gradient
     muon = cfg.optimizer == "muon"
     state = P + tables if muon else 2*P                                     # Muon keeps one number a weight, AdamW two
-    stack = 3*c.num_hidden_layers*c.hidden_size*c.intermediate_size           # Muon takes all matrices of a shape at once, six times over
+    stack = c.num_hidden_layers*c.hidden_size*(3*c.intermediate_size if not c.num_experts else 2*c.num_experts*c.moe_intermediate_size)     # Muon takes all matrices of a shape at once, six times over
     return dict(weights=4*P, gradients=round(4*P*share), optimizer=round(4*state*share), working=max(backward, round(6*4*stack*share) if muon else 0))
 
 # %% ../nbs/12_train.ipynb #3d796df2

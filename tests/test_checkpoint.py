@@ -173,6 +173,34 @@ def test_a_finished_model_without_a_run_is_not_overwritten(tmp_path, tokenizer):
     assert train(tokenizer, tmp_path, fresh=True)[0]["step"] == 6
 
 
+def test_a_changed_shape_is_noticed(tmp_path, tokenizer):
+    "A config.json edited between start and resume, or a preset that an upgrade changed."
+    with pytest.raises(KeyboardInterrupt): train(tokenizer, tmp_path, loss_fn=stops_after(5))
+    other = model_of(tokenizer, rope_theta=1e4).train()
+    with pytest.raises(SettingsChanged, match="config was"): run_stage(settings(tmp_path), other, tokenizer, Rows(tokenizer.vocab_size), causal_lm_loss)
+
+
+def test_where_nothing_can_be_locked_it_warns(tmp_path, monkeypatch):
+    import filelock
+    def no_locks(self, *args, **kw): raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    monkeypatch.setattr(filelock.FileLock, "acquire", no_locks)
+    with pytest.warns(UserWarning, match="can't be locked"), run_lock(tmp_path): pass
+
+
+def test_names_of_files_are_no_names_for_parts(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match="random"): Checkpointer(ModelFolder(model_of(tokenizer), None), {"random": None}, settings(tmp_path))
+
+
+@pytest.mark.parametrize("extra", [{"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {}}, {"pad_token_id": None}])
+def test_keys_of_published_models(extra):
+    d = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 300}
+    c = from_hf_config(d | extra)
+    assert (c.pad_token_id, c.bos_token_id, c.eos_token_id) == (None, None, None) and to_hf_config(c)["eos_token_id"] is None
+    with pytest.raises(ValueError, match="'llama3'.*not computed here"): from_hf_config(d | {"rope_scaling": {"rope_type": "llama3", "factor": 32.0}})
+    yarn = from_hf_config(d | {"max_position_embeddings": 40960, "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}})
+    assert yarn.max_position_embeddings == 131072
+
+
 def test_one_process_at_a_time(tmp_path):
     with run_lock(tmp_path):
         with pytest.raises(ValueError, match="another process is training"):

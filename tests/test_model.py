@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
-from minimind.model import PRESETS, MiniMind, ModelConfig, flops_per_token, num_parameters, preset, stretch
+from minimind.model import PRESETS, MiniMind, ModelConfig, flops_per_token, learnable, num_parameters, preset, stretch
 
 EXACT = {"ci": 2_803_648, "minimind2-small": 25_829_888, "minimind2": 104_030_976, "minimind-3": 63_912_192,
          "ci-moe": 6_345_664, "minimind2-moe": 145_029_760, "minimind-3-moe": 198_416_640}
@@ -163,10 +163,17 @@ def test_routers_are_handed_out_once_per_layer():
     assert dense == []
 
 
-@pytest.mark.parametrize("changes, message", [(dict(num_experts=-1), "num_experts=-1"), (dict(num_experts=2, num_experts_per_tok=3), "top_k"), (dict(num_experts=2, norm_topk_prob=True), "no gradient"),
+@pytest.mark.parametrize("changes, message", [(dict(num_experts=-1), "num_experts=-1"), (dict(num_experts=2, num_experts_per_tok=3), "top_k"),
                                               (dict(num_experts=2, router_aux_loss_coef=-1.), "router_aux_loss_coef=-1.0"), (dict(rope_scaling={"rope_type": "yarn"}), "lacks factor")])
 def test_bad_experts_and_scaling(changes, message):
     with pytest.raises(ValueError, match=message): MiniMind(tiny(**changes))
+
+
+def test_normalised_top_1_is_run_but_not_trained():
+    config = tiny(num_experts=2, norm_topk_prob=True)
+    assert all(block.mlp.normalize for block in MiniMind(config).model.layers)
+    with pytest.raises(ValueError, match="no gradient"): learnable(config)
+    assert learnable(tiny(num_experts=2)) and learnable(tiny(num_experts=2, num_experts_per_tok=2, norm_topk_prob=True))
 
 
 # ---- what must be true -----------------------------------------------------------------------------------------------

@@ -144,6 +144,18 @@ def test_muon_takes_a_stack_of_matrices_as_its_members():
     torch.testing.assert_close(stack.detach(), torch.stack([p.detach() for p in single]))
 
 
+def test_an_idle_expert_stays_where_it_is():
+    "Newton–Schulz would make a full step of its old momentum."
+    stack = nn.Parameter(torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0)))
+    o = Muon([stack], lr=.1)
+    stack.grad = torch.ones_like(stack) + torch.eye(8)
+    o.step()
+    before = stack.detach().clone()
+    stack.grad[1] = 0
+    o.step()
+    assert torch.equal(stack[1], before[1]) and not torch.equal(stack[0], before[0])
+
+
 def test_small_tables_are_known_by_name():
     class Model(nn.Module):
         def __init__(self):

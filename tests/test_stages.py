@@ -1,5 +1,6 @@
 "Every stage, end to end at a tiny size: it learns, leaves a model folder, goes on after a stop, plans without writing, and says what is wrong. A new stage joins by an entry in `TINY`."
 import json
+import re
 import signal
 import warnings
 from pathlib import Path
@@ -24,7 +25,11 @@ SHARED = dict(steps=24, seq_len=64, batch_size=8, micro_batch_size=4, warmup=2, 
 TINY = {
     "pretrain": lambda world: dict(data=(world/"texts.jsonl",), heldout=(world/"more_texts.jsonl",), tokenizer=world/"base", model=world/"shape", eval_bytes=1000),
     "sft":      lambda world: dict(data=(world/"chats.jsonl",), heldout=(world/"more_chats.jsonl",), init=world/"base", eval_rows=8),
+    "lora":     lambda world: dict(data=(world/"chats.jsonl",), heldout=(world/"more_chats.jsonl",), init=world/"base", eval_rows=8, lr=3e-2, r=16, alpha=64.),
+    "dpo":      lambda world: dict(data=(world/"pairs.jsonl",), heldout=(world/"more_pairs.jsonl",), init=world/"base"),
+    "distill":  lambda world: dict(data=(world/"chats.jsonl",), heldout=(world/"more_chats.jsonl",), teacher=world/"base", init=world/"base", eval_rows=8),
 }
+ADAPTERS = {"lora": "adapter_model.safetensors"}     # stages whose folder is not a model's but an adapter's, and its weights
 
 
 def write_lines(path, rows):
@@ -44,7 +49,10 @@ def world(tmp_path_factory):  # a folder with small files of every kind, a shape
     write_lines(world/"chats.jsonl", chats[:-8])
     write_lines(world/"more_chats.jsonl", chats[-8:])
     (world/"empty.txt").write_text("\n \n")
-    write_lines(world/"broken.jsonl", [{"text": texts[0], **chats[0]}, {"what": "neither"}, {"text": texts[1], **chats[1]}])
+    pairs = [{"chosen": c["conversations"], "rejected": [c["conversations"][0], {"role": "assistant", "content": "No."}]} for c in chats]
+    write_lines(world/"pairs.jsonl", pairs[:-8])
+    write_lines(world/"more_pairs.jsonl", pairs[-8:])
+    write_lines(world/"broken.jsonl", [{"text": texts[0], **chats[0], **pairs[0]}, {"what": "neither"}, {"text": texts[1], **chats[1], **pairs[1]}])
     write_lines(world/"no_answer_text.jsonl", [chats[0] | {"answer": 7}])
     long = [{"role": "user", "content": texts[0]}, {"role": "assistant", "content": "Too late."}]
     write_lines(world/"long.jsonl", [*chats[:20], {"conversations": long}])
@@ -105,13 +113,14 @@ def test_learns(name, finished):
     _, cfg, last = finished(name)
     lines = read_metrics(cfg.out)
     losses = [line["loss"] for line in lines if "loss" in line]
-    assert losses[-1] < losses[0] - 0.5, losses   # nats; the first of them is a mean over four steps
+    least = 0.1 if name in ADAPTERS else 0.5      # nats; the first loss is a mean over four steps. An adapter has to work with embeddings that were never trained
+    assert losses[-1] < losses[0] - least, losses
     assert last["step"] == cfg.steps and last == {k: v for line in lines if line["step"] == cfg.steps for k, v in line.items()}
     measured = [line for line in lines if "lr" not in line]
     assert len(measured) == 1 and all(v == v for v in measured[0].values()), "held-out numbers at the end, and only there"
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", [name for name in STAGES if name not in ADAPTERS])      # for those: tests/test_lora.py
 def test_leaves_a_hugging_face_folder(name, finished):
     _, cfg, _ = finished(name)
     model, tokenizer = load_pretrained(cfg.out)
@@ -148,7 +157,8 @@ def test_goes_on_after_an_interrupt(name, world, finished, tmp_path, monkeypatch
     assert max(line["step"] for line in read_metrics(cfg.out)) < whole.steps
     monkeypatch.setattr(train, "lr_factor", factor)
     module.run(cfg)
-    assert (tmp_path/"run"/"model.safetensors").read_bytes() == (Path(whole.out)/"model.safetensors").read_bytes(), "not the weights of the run that was not interrupted"
+    weights = ADAPTERS.get(name, "model.safetensors")
+    assert (tmp_path/"run"/weights).read_bytes() == (Path(whole.out)/weights).read_bytes(), "not the weights of the run that was not interrupted"
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -202,7 +212,7 @@ def test_bad_lines_can_be_skipped_and_are_counted(name, world, tmp_path, capsys)
     module, cfg = config(name, world, tmp_path/"run", data=world/"broken.jsonl", steps=1, on_bad_line="skip")
     assert module.run(cfg)["step"] == 1
     said = capsys.readouterr().out
-    assert "2 documents" in said and "left out: 1 × " in said, said
+    assert re.search("^2 (documents|pairs)", said, re.M) and "left out: 1 × " in said, said
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -210,7 +220,7 @@ def test_a_run_is_not_mixed_with_another(name, world, finished):
     module, cfg, _ = finished(name)
     before = contents(cfg.out)
     _, changed = config(name, world, cfg.out, lr=2e-2)
-    with pytest.raises(ValueError, match=r"lr was 0.01, is 0.02.*--fresh"): module.run(changed)
+    with pytest.raises(ValueError, match=r"lr was 0.0\d, is 0.02.*--fresh"): module.run(changed)
     assert contents(cfg.out) == before
 
 

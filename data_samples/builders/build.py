@@ -1,7 +1,7 @@
 """Rebuild or check everything in data_samples/.
 
     python data_samples/builders/build.py                  # download what is missing, rebuild all, write MANIFEST.json
-    python data_samples/builders/build.py --only skills    # one builder: pretrain, skills, texts or examples
+    python data_samples/builders/build.py --only skills    # one builder: pretrain, skills, texts, dpo, lora or examples
     python data_samples/builders/build.py --check          # compare the files with MANIFEST.json; needs no network
 
 Needed: the package `minimind` (its rules say what is held out and what is right), and `pip`, `npm`, `apt-get` and `dpkg-deb` for the downloads.
@@ -48,7 +48,11 @@ FILES = {
                           "held-out poems only: " + BY_DOCUMENT, MIXED),
     "mc_wordnet.jsonl": File("texts", "gloss to word among 4 of the same part of speech", ("en",), ("wordnet-base",),
                              "only senses whose gloss has sha256 divisible by 16 (same rule), never used in training text", MIXED),
-    "dpo.jsonl": File("examples", "preference pairs with a stated reason", ("en", "zh")),
+    "dpo.jsonl": File("dpo", "preference pairs with a stated reason", ("en", "zh"), split=BY_PROBLEM),
+    "dpo_heldout.jsonl": File("dpo", "the same kinds of pairs, other problems", ("en", "zh"), split=BY_PROBLEM),
+    "lora_ward.jsonl": File("lora", "a toy domain: ward arithmetic in its own words and format, no medical advice", ("en", "zh"), split=BY_PROBLEM),
+    "lora_ward_heldout.jsonl": File("lora", "the same domain, other problems", ("en", "zh"), split=BY_PROBLEM),
+    "lora_identity_heldout.jsonl": File("lora", "other questions to the persona", ("en", "zh"), licence="Apache-2.0 (original)"),
     "rlaif.jsonl": File("examples", "RL prompts with a checkable answer", ("en", "zh")),
     "agent.jsonl": File("examples", "tool prompts with ground truth", ("en", "zh")),
     "sft_tools.jsonl": File("examples", "whole tool-call conversations", ("en", "zh")),

@@ -1,4 +1,4 @@
-"""Small valid files of the remaining stage formats: preference pairs, RL prompts, tools, a LoRA persona, reasoning."""
+"""Small valid files of the remaining stage formats: RL prompts, tools, a LoRA persona, reasoning."""
 import json
 import random
 
@@ -43,24 +43,6 @@ def _split(row):
     return question, reply, row["answer"]
 
 
-def _worse(reply, answer, rng):
-    "(worse reply, why it is worse): a wrong answer, an endless repetition, or no answer."
-    kind = rng.choice(["wrong", "wrong", "repeats", "evades"])
-    if kind == "repeats": return " ".join([reply] * 4), "repeats itself"
-    if kind == "evades": return rng.choice(["I don't know.", "我不知道。"]), "does not answer"
-    return str(int(answer) + rng.choice([-10, -2, -1, 1, 2, 10])), "wrong number, no working"
-
-
-def preferences(count=40):
-    "Preference pairs: chosen is right, rejected is worse for the stated reason."
-    rng = random.Random(1)
-    for row in _practice(count, "dpo", ("add", "subtract", "sequence", "compare")):
-        question, reply, answer = _split(row)
-        rejected, reason = _worse(reply, answer, rng)
-        user = {"content": question, "role": "user"}
-        yield {"chosen": [user, {"content": reply, "role": "assistant"}], "rejected": [user, {"content": rejected, "role": "assistant"}], "reason": reason}
-
-
 def prompts(count=50):
     "RL prompts: the assistant turn is a placeholder that every reader drops; `answer` is for the verifier."
     for row in _practice(count, "rlaif"):
@@ -90,8 +72,7 @@ def tool_rows(count, seed, trajectory):
 
 
 def build():
-    "Write the six files."
-    write_jsonl("dpo.jsonl", preferences())
+    "Write the five files."
     write_jsonl("rlaif.jsonl", prompts())
     write_jsonl("reason.jsonl", reasoning())
     write_jsonl("agent.jsonl", tool_rows(30, "agent", trajectory=False))
