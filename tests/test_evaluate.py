@@ -86,10 +86,13 @@ def test_blind_model_needs_the_bits_of_a_token(tok):
     assert ev.bits_per_byte(model, tok, TEXTS)["loss"] == pytest.approx(math.log(tok.vocab_size), rel=1e-6)
 
 
-def test_a_tokenizer_without_bos_starts_with_eos(tok):
+def test_a_tokenizer_without_bos_starts_with_its_end_of_text(tok):
     class NoBos:
-        bos_id, eos_id, encode = None, tok.eos_id, staticmethod(tok.encode)
-    assert ev.text_ids(tok, "a")[0] == tok.bos_id and ev.text_ids(NoBos, "a")[0] == tok.eos_id
+        bos_id, eos_id, encode, token_to_id = None, 7, staticmethod(tok.encode), staticmethod({"<|endoftext|>": 5}.get)
+    class Other(NoBos): token_to_id = staticmethod({}.get)
+    class Neither(Other): eos_id = None
+    assert [ev.text_ids(t, "a")[0] for t in (tok, NoBos, Other)] == [tok.bos_id, 5, 7]
+    with pytest.raises(ValueError, match="neither bos nor eos"): ev.text_ids(Neither, "a")
 
 
 # ---- baselines -------------------------------------------------------------------------------------------------------

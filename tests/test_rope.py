@@ -108,7 +108,7 @@ def test_canonical_form():
 @pytest.mark.parametrize("scaling,parts", (
     ("yarn", ["'yarn'", "not a dict"]), ([], ["[]", "not a dict"]), ([1], ["[1]", "not a dict"]), (4, ["4", "not a dict"]),
     ({"factor": 2.0}, ["no rope_type", "'yarn'"]), ({"rope_type": "dynamic", "factor": 2.0}, ["'dynamic'", "'linear'"]), ({"rope_type": None}, ["None", "'linear'"]),
-    ({"rope_type": ["yarn"]}, ["['yarn']", "'linear'"]), ({"rope_type": "yarn", "type": "linear", "factor": 2.0}, ["'type': 'linear'", "one rope_type"]),
+    ({"rope_type": ["yarn"]}, ["['yarn']", "'linear'"]), ({"rope_type": "yarn", "type": "linear", "factor": 2.0}, ["'type': 'linear'", "only rope_type"]),
     ({"rope_type": "default", "factor": 2.0}, ["factor", "remove"]), ({"rope_type": "linear"}, ["lacks factor", "number of at least 1"]),
     ({"rope_type": "yarn", "factor": 2.0}, ["lacks original_max_position_embeddings", "training length"]), ({"rope_type": "yarn"}, ["factor", "original_max_position_embeddings"]),
     (YARN | {"beta": 3}, ["'beta'", "remove", "beta_fast"]), (LINEAR | {"beta_fast": 3}, ["'beta_fast'", "remove"]), (YARN | {"rope_theta": 1e6}, ["'rope_theta'", "remove"]), (YARN | {1: 2}, ["[1]", "remove"]),
