@@ -17,7 +17,7 @@ from minimind.model import MiniMind, num_parameters, preset
 from minimind.optim import build_optimizer
 from minimind.train import TrainConfig, compute_gradients
 
-HERE = Path(__file__).resolve().parent
+HERE, CPU = Path(__file__).resolve().parent, torch.device("cpu")
 BENCHMARKS = {}
 
 
@@ -166,6 +166,18 @@ def machine(device, dtype):
     return f"{name}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
+def provenance(title, device=CPU, dtype=torch.float32):
+    "What every result begins with: what it is, where, when and with which code it was measured."
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    return dict(title=title, machine=machine(device, dtype), date=date.today().isoformat(), commit=commit)
+
+
+def save(path, result):
+    "Write a result as JSON."
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help=f"which of {', '.join(BENCHMARKS)} (default: all)")
@@ -174,14 +186,12 @@ def main():
     if unknown := set(args.names) - set(BENCHMARKS): parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     device = get_device(args.device)
     dtype = get_dtype(device)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    start = provenance("", device, dtype)          # the commit as it is before results are written
     torch.manual_seed(0)
     for name in args.names or BENCHMARKS:
         columns, rows = BENCHMARKS[name](device, dtype)
         print(f"\n{name}. {BENCHMARKS[name].__doc__}\n{table([columns, *rows])}", flush=True)
-        result = dict(title=BENCHMARKS[name].__doc__, machine=machine(device, dtype), date=date.today().isoformat(), commit=commit, columns=columns, rows=rows)
-        (HERE/"results").mkdir(exist_ok=True)
-        (HERE/"results"/f"{name}{'' if device.type == 'cpu' else '-' + device.type}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        save(HERE/"results"/f"{name}{'' if device.type == 'cpu' else '-' + device.type}.json", start | dict(title=BENCHMARKS[name].__doc__, columns=columns, rows=rows))
 
 
 if __name__ == "__main__": main()

@@ -6,13 +6,11 @@ Two teachers of the same vocabulary, a wider dense model and a mixture of expert
 on its tokens alone, on each teacher's distributions (the 128 likeliest tokens of 1,024 and a bucket for the rest, asked once and cached), or, black-box, on text that the teacher has
 written. Same number of steps and rows. Measured: held-out bits per byte.
 """
-import argparse, json, statistics, subprocess, tempfile, time
+import argparse, json, statistics, tempfile, time
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 
-import torch
-from bench import machine
+from bench import provenance, save
 
 from minimind import distill, pretrain
 from minimind.checkpoint import load_pretrained, to_hf_config
@@ -86,11 +84,10 @@ def main():
         return [arm, teacher or "–", round(statistics.mean(values), 3), round(max(values) - min(values), 3), round(statistics.mean(values) - statistics.mean(alone), 3)]
     rows = [["the teacher itself", name, round(bpb, 3), "–", "–"] for name, bpb in quality.items()]
     rows += [row("alone", None)] + [row(arm, name) for name in quality for arm in [*ARMS, "black-box"] if any((r["arm"], r["teacher"]) == (arm, name) for r in runs)]
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    result = dict(title=__doc__.split("\n")[0], machine=machine(torch.device("cpu"), torch.float32), date=date.today().isoformat(), commit=commit, cpu_minutes=round(time.process_time()/60, 1),
+    result = dict(**provenance(__doc__.split("\n")[0]), cpu_minutes=round(time.process_time()/60, 1),
                   steps=args.steps, teacher_steps=args.teacher_steps, seeds=args.seeds, cache_k=K, parameters={name: dict(total=num_parameters(c), active=num_parameters(c, active=True)) for name, c in SHAPES.items()},
                   columns=["student learns from", "teacher", "held-out bits per byte", "range over seeds", "against alone"], rows=rows, runs=runs, teachers=quality)
-    args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    save(args.out, result)
     for r in rows: print(*r)
 
 

@@ -6,15 +6,13 @@ All begin with the same fine-tuned model (`minimind run` leaves one in runs/ci/s
 whose chosen answer the model finds likelier, by the reason why the other is worse; and right answers to the held-out exercises, of which none is trained on.
 The change of the share has a 95 % interval from a bootstrap over the pairs.
 """
-import argparse, json, subprocess, tempfile, time
+import argparse, json, tempfile, time
 from collections import defaultdict
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 
 import numpy as np
-import torch
-from bench import machine
+from bench import provenance, save
 
 from minimind import dpo, sft
 from minimind.checkpoint import load_pretrained
@@ -83,14 +81,13 @@ def main():
                 runs.append(dict(arm=name, seed=seed, steps=last["step"], seconds=round(seconds, 1), **numbers))
                 print(name, seed, {k: numbers[k] for k in ("likelier", "exact_match", "chosen_change", "rejected_change")}, round(seconds), "s")
     change = {name: paired_change(likelier_before, after) for name, after in likelier.items()}
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
     share, mean = "{:.1%}".format, lambda name, key: float(np.mean([r[key] for r in runs if r["arm"] == name]))
     table = [["before", share(before["likelier"]), "", share(before["exact_match"]), ""]]
     table += [[name, share(mean(name, "likelier")), f"{c['low']:+.1%} to {c['high']:+.1%}", share(mean(name, "exact_match")), f"{mean(name, 'chosen_change'):+.1f}"] for name, c in change.items()]
-    result = dict(title=__doc__.split("\n")[0], machine=machine(torch.device("cpu"), torch.float32), date=date.today().isoformat(), commit=commit, minutes=round((time.perf_counter() - started)/60, 1),
+    result = dict(**provenance(__doc__.split("\n")[0]), minutes=round((time.perf_counter() - started)/60, 1),
                   columns=["", f"chosen likelier (of {len(reasons)} pairs)", "change (95 %)", f"right answers (of {len(questions)})", "log p of the chosen (nats)"], rows=table,
                   settings=dict(lr=args.lr, beta=args.beta, sft_weight=args.sft_weight, epochs=args.epochs, seeds=args.seeds, pairs=len(pairs)), before=before, change=change, runs=runs)
-    args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    save(args.out, result)
 
 
 if __name__ == "__main__": main()

@@ -5,14 +5,12 @@
 Each run is `minimind pretrain` on the shipped text: same data, same order of rows, same tokenizer, same number of steps. Measured: held-out bits per byte,
 seconds a step, and over the run how evenly the routers spread the tokens.
 """
-import argparse, json, subprocess, tempfile, time
+import argparse, tempfile, time
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from unittest import mock
 
-import torch
-from bench import machine
+from bench import provenance, save
 
 from minimind import pretrain
 from minimind.model import PRESETS, num_parameters
@@ -42,10 +40,9 @@ def main():
         files, _ = pretrain.PretrainConfig().files(pretrain.TEXT_SAMPLES)
         pretrain.make_tokenizer(pretrain.PretrainConfig(out=str(folder/"none")), files).save(folder/"tokenizer.json")
         runs = [run(name, seed, args.steps, folder) for seed in range(args.seeds) for name in ARMS]
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    result = dict(title=__doc__.split("\n")[0], machine=machine(torch.device("cpu"), torch.float32), date=date.today().isoformat(), commit=commit, minutes=round((time.perf_counter() - start)/60, 1),
+    result = dict(**provenance(__doc__.split("\n")[0]), minutes=round((time.perf_counter() - start)/60, 1),
                   steps=args.steps, parameters={name: dict(total=num_parameters(c), active=num_parameters(c, active=True)) for name, c in ARMS.items()}, runs=runs)
-    args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    save(args.out, result)
     for r in runs: print(r["arm"], r["seed"], r["bits_per_byte"], r["seconds_for_10_steps"])
 
 

@@ -6,12 +6,11 @@ Bytes are the tokens, so bits per token are bits per byte. Half of the training 
 a quarter are needles: random words hidden in prose, to be said again at the end; without them a model this small does not learn to look anything up.
 Measured on held-out prose: bits per byte by position, and the share of the needles' letters that are right, by the distance to the needle.
 """
-import argparse, json, math, random, subprocess, time
-from datetime import date
+import argparse, json, math, random, time
 from pathlib import Path
 
 import torch
-from bench import machine
+from bench import provenance, save
 
 from minimind.core import sample
 from minimind.losses import causal_lm_loss, token_logprobs
@@ -113,10 +112,9 @@ def main():
     held = [d for d in documents("pretrain_heldout_en.jsonl") if len(d) >= FACTORS[-1]*LENGTH]
     config, text, start = preset("ci", vocab_size=256), b"\n\n".join(documents("pretrain_en.jsonl")), time.perf_counter()
     runs = [dict(seed=seed, results=measure(train(config, seed, args.steps, text), held)) for seed in range(args.seeds)]
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    result = dict(title=__doc__.split("\n")[0], machine=machine(torch.device("cpu"), torch.float32), date=date.today().isoformat(), commit=commit, minutes=round((time.perf_counter() - start)/60, 1),
+    result = dict(**provenance(__doc__.split("\n")[0]), minutes=round((time.perf_counter() - start)/60, 1),
                   length=LENGTH, steps=args.steps, texts=len(held), model="ci, vocab_size=256", runs=runs)
-    args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    save(args.out, result)
     for r in runs[0]["results"]: print(f"{r['way']:7} {r['factor']} × {LENGTH}: {r['bits_per_byte']:.3f} bits per byte, needles {r['needle']:.0%}")
 
 

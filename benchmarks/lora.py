@@ -5,11 +5,11 @@
 Both ways see the same rows in the same order, each with a learning rate that was chosen for it (see LOG.md). Measured on questions and texts that were never
 trained on: right answers on the ward, right answers on the skills that the model had before, bits per byte of plain text. About seven minutes on one core.
 """
-import argparse, contextlib, io, json, platform, re, statistics, subprocess, tempfile, time
-from datetime import date
+import argparse, contextlib, io, json, statistics, tempfile, time
 from pathlib import Path
 
 import torch
+from bench import provenance, save
 
 from minimind import lora, sft
 from minimind.checkpoint import load_pretrained
@@ -25,12 +25,6 @@ from minimind.train import read_metrics
 SHARED = dict(steps=200, batch_size=4, warmup=10, eval_rows=0, save_every=10_000, log_every=50, device="cpu", dtype="float32")
 WAYS = {"full fine-tuning": (sft.run, SFTConfig, dict(lr=2e-3, optimizer="adamw")),
         "LoRA, rank 6":     (lora.run, LoRAConfig, dict(r=6, alpha=12., lr=2e-2))}
-
-
-def machine():
-    cpu = Path("/proc/cpuinfo")
-    name = re.search(r"model name\s*: (.*)", cpu.read_text())[1] if cpu.exists() and "model name" in cpu.read_text() else platform.processor()
-    return f"{name}, {torch.get_num_threads()} threads, float32, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def questions(name): return [row for _, row in JsonlReader(sample(name))]
@@ -82,11 +76,9 @@ def main():
     def row(way, value):
         trained = f"{value('trained'):,.0f} ({value('share'):.1%})" if way in WAYS else "–"
         return [way, trained, f"{value('ward'):.1%}", f"{value('skills'):.1%}", f"{value('bpb_en'):.2f} / {value('bpb_zh'):.2f}", f"{value('file_bytes')/1e6:.2f} MB" if way in WAYS else "–"]
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    result = dict(title=f"Goal: with at most 3 % of the parameters, LoRA reaches 95 % of full fine-tuning's right answers on the ward ({args.seeds} seeds, {args.steps} steps each).", machine=machine(), date=date.today().isoformat(),
-                  commit=commit, minutes=round((time.perf_counter() - start)/60, 1), columns=["", "trained", "ward right", "skills kept", "bits per byte en / zh", "file"],
+    result = dict(**provenance(f"Goal: with at most 3 % of the parameters, LoRA reaches 95 % of full fine-tuning's right answers on the ward ({args.seeds} seeds, {args.steps} steps each)."), minutes=round((time.perf_counter() - start)/60, 1), columns=["", "trained", "ward right", "skills kept", "bits per byte en / zh", "file"],
                   rows=[row("before", before.get), *(row(way, lambda key, way=way: mean(way, key)) for way in WAYS)], settings=dict(SHARED, steps=args.steps, **{way: own for way, (_, _, own) in WAYS.items()}), before=before, runs=runs)
-    args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    save(args.out, result)
     for r in result["rows"]: print("  ".join(r))
 
 
