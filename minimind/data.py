@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BadLine', 'JsonlReader', 'clean_text', 'check_unicode', 'text_row', 'TextReader', 'is_jsonl', 'open_texts',
-           'in_heldout', 'chat_row', 'text_start', 'TokenStore', 'build_store', 'format_tokens', 'pack_lengths',
-           'EpochRows', 'PackedBatches', 'manifest', 'file_sha256']
+           'in_heldout', 'chat_row', 'text_start', 'TokenStore', 'leftovers', 'build_store', 'format_tokens',
+           'pack_lengths', 'EpochRows', 'PackedBatches', 'manifest', 'file_sha256']
 
 # %% ../nbs/03_data.ipynb #5596e9db
 import hashlib, json, os, re, shutil, time, unicodedata
@@ -294,8 +294,8 @@ def _made_with(out, key):
     try: return TokenStore(out).meta["key"] == key
     except (FileNotFoundError, ValueError, KeyError): return False
 
-def _leftovers(out):
-    "Temporary folders of builds of `out` that were killed: nobody has written to them for ten minutes."
+def leftovers(out):
+    "Temporary folders `.NAME.….tmp` beside `out`, of builds that were killed: nobody has written to them for ten minutes."
     for folder in out.parent.glob(f".{out.name}.*.tmp"):
         if time.time() - max(f.stat().st_mtime for f in [folder, *folder.iterdir()]) > 600: yield folder
 
@@ -320,7 +320,7 @@ def build_store(paths,                  # files: jsonl, or plain text for `kind=
                files=[[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths])
     if _made_with(out, key): return TokenStore(out)
     if out.exists() and not (out/"meta.json").exists() and any(out.iterdir()): raise ValueError(f"{out} holds other files; a token store needs a folder of its own")
-    for folder in _leftovers(out): shutil.rmtree(folder, ignore_errors=True)
+    for folder in leftovers(out): shutil.rmtree(folder, ignore_errors=True)
     tmp = out.with_name(f".{out.name}.{os.getpid()}-{time.time_ns()}.tmp")
     tmp.mkdir(parents=True)
     try:

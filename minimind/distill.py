@@ -19,9 +19,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .core import IGNORE, get_device, get_dtype, precision, read_json, seed_everything, sync_file, write_json, write_text
+from .core import IGNORE, compute_dtype, get_device, get_dtype, precision, read_json, seed_everything, sync_file, write_json, write_text
 from .chat import encode_chat, parse_conversation
-from .data import JsonlReader, PackedBatches, build_store, is_jsonl
+from .data import JsonlReader, PackedBatches, build_store, is_jsonl, leftovers
 from .model import MiniMind, num_parameters
 from .generate import generate, stop_ids
 from .losses import router_loss, shift
@@ -93,8 +93,7 @@ class _ChunkedDistillation(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, teach, alpha, temperature, kind, chunk, learning):
         need_h, need_w = (n and learning for n in ctx.needs_input_grad[:2])   # needs_input_grad alone is also true under no_grad
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        dtype = compute_dtype(hidden)
         exact = torch.promote_types(dtype, torch.float32)                     # of logits, logarithms and losses
         h, w = hidden.to(dtype), weight.to(dtype)
         grad_h = torch.empty_like(h) if need_h else None
@@ -265,8 +264,7 @@ def cache_teacher(teacher,              # a `MiniMind` in eval mode
         except (FileNotFoundError, KeyError): return False
     if made(): return TeacherCache(path)
     if path.exists() and not (path/"meta.json").exists() and any(path.iterdir()): raise ValueError(f"{path} holds other files; a cache needs a folder of its own")
-    for left in path.parent.glob(f".{path.name}.*.tmp"):      # of a process that was killed: nobody has written to it for ten minutes
-        if time.time() - max(f.stat().st_mtime for f in (left, *left.iterdir())) > 600: shutil.rmtree(left, ignore_errors=True)
+    for folder in leftovers(path): shutil.rmtree(folder, ignore_errors=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}-{time.time_ns()}.tmp")
     tmp.mkdir(parents=True)
     try:
@@ -360,13 +358,13 @@ def run(cfg,                # `DistillConfig`
         dry_run=False,      # print the plan and stop; nothing is written
        ):                   # dict of the last numbers
     "Distil: packed rows of text or conversations, at each labelled position the teacher's distribution beside the token; held-out loss, and right answers where they are known."
-    files, heldout = cfg.files(CHAT_SAMPLES)
-    kind, device = data_kind(cfg, files + heldout), get_device(cfg.device)
-    questions = read_questions(cfg, heldout) if kind == "sft" else []
-    teacher, tokenizer = load_teacher(cfg)
-    seed_everything(cfg.seed)
-    model, dtype = make_student(cfg, teacher, tokenizer), get_dtype(device, cfg.dtype)
     with work_folder(cfg, dry_run) as folder:
+        files, heldout = cfg.files(CHAT_SAMPLES)
+        kind, device = data_kind(cfg, files + heldout), get_device(cfg.device)
+        questions = read_questions(cfg, heldout) if kind == "sft" else []
+        teacher, tokenizer = load_teacher(cfg)
+        seed_everything(cfg.seed)
+        model, dtype = make_student(cfg, teacher, tokenizer), get_dtype(device, cfg.dtype)
         def rows(files, name, split):
             store = build_store(files, tokenizer, folder/name, kind=kind, split=split, **cfg.reading, progress=sys.stderr.isatty())
             return PackedBatches(store, cfg.seq_len, cfg.batch_size, cfg.seed, on_bad_line=cfg.on_bad_line)

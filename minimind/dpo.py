@@ -262,24 +262,24 @@ def run(cfg,                # `DPOConfig`
         dry_run=False,      # print the plan and stop; nothing is written
        ):                   # dict of the last numbers
     "Learn from preferences: the reference's log-probabilities once, then pairs; held-out preferences, and right answers where they are known."
-    files, heldout = cfg.files(PAIR_SAMPLES)
-    questions = read_questions(cfg, heldout)
-    seed_everything(cfg.seed)
-    model, tokenizer = load_init(cfg)
-    device = get_device(cfg.device)
-    dtype = get_dtype(device, cfg.dtype)
-    read = partial(read_pairs, tokenizer=tokenizer, seq_len=cfg.seq_len, **cfg.reading)
-    pairs = read(files, split=None if heldout else "train")
-    held = read(heldout, mixed=True) if heldout else read(files, split="heldout")
-    batches = PairBatches(pairs, cfg.batch_size, cfg.seed, tokenizer.pad_id)
-    held = PairBatches(held[:cfg.eval_rows], cfg.batch_size, pad_id=tokenizer.pad_id) if held[:cfg.eval_rows] else None
-    print(pairs)
-    if cfg.eval_rows and not held and not questions: print(NOTHING_HELD_OUT)
-    def ask(batches): return reference_logps(model, batches, cfg.micro_batch_size, dtype)
-    def evaluate(model):
-        numbers = {f"heldout_{k}": v for k, v in measure_pairs(ask(held), held.reference, cfg.beta).items()} if held else {}
-        return numbers | ({"exact_match": exact_match(model, tokenizer, questions)["accuracy"]} if questions else {})
     with work_folder(cfg, dry_run) as folder:
+        files, heldout = cfg.files(PAIR_SAMPLES)
+        questions = read_questions(cfg, heldout)
+        seed_everything(cfg.seed)
+        model, tokenizer = load_init(cfg)
+        device = get_device(cfg.device)
+        dtype = get_dtype(device, cfg.dtype)
+        read = partial(read_pairs, tokenizer=tokenizer, seq_len=cfg.seq_len, **cfg.reading)
+        pairs = read(files, split=None if heldout else "train")
+        held = read(heldout, mixed=True) if heldout else read(files, split="heldout")
+        batches = PairBatches(pairs, cfg.batch_size, cfg.seed, tokenizer.pad_id)
+        held = PairBatches(held[:cfg.eval_rows], cfg.batch_size, pad_id=tokenizer.pad_id) if held[:cfg.eval_rows] else None
+        print(pairs)
+        if cfg.eval_rows and not held and not questions: print(NOTHING_HELD_OUT)
+        def ask(batches): return reference_logps(model, batches, cfg.micro_batch_size, dtype)
+        def evaluate(model):
+            numbers = {f"heldout_{k}": v for k, v in measure_pairs(ask(held), held.reference, cfg.beta).items()} if held else {}
+            return numbers | ({"exact_match": exact_match(model, tokenizer, questions)["accuracy"]} if questions else {})
         if not dry_run:
             weights = [file_sha256(f) for f in weight_files(cfg.init)]
             model.to(device)

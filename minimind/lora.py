@@ -20,7 +20,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .core import read_json, write_json
+from .core import compute_dtype, read_json, write_json
 from .moe import MoE
 from .checkpoint import read_tensors, write_tensors
 from .sft import SFTConfig, train_on_chats
@@ -217,8 +217,7 @@ class _Int8Product(torch.autograd.Function):
     # The float copy of the weight lives for the time of one product, in the backward pass too: autograd's own way would keep it for every layer.
     @staticmethod
     def forward(ctx, x, weight, scale, bias):     # `(…, in)`; int8 `(out, in)`; `(out,)`
-        kind = x.device.type
-        ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        ctx.dtype = compute_dtype(x)
         ctx.save_for_backward(weight, scale)
         ctx.input_dtype = x.dtype
         y = F.linear(x.to(ctx.dtype), weight.to(ctx.dtype))*scale.to(ctx.dtype)

@@ -8,7 +8,7 @@ __all__ = ['shift', 'lm_loss', 'router_loss', 'causal_lm_loss', 'token_logprobs'
 # %% ../nbs/10_losses.ipynb #9b5b00ee
 import torch
 from torch.autograd.function import once_differentiable
-from .core import IGNORE
+from .core import IGNORE, compute_dtype
 from .moe import expert_load, load_balance_loss, route, z_loss
 
 # %% ../nbs/10_losses.ipynb #1af3e8e3
@@ -38,8 +38,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, chunk, learning):
         need_h, need_w = (n and learning for n in ctx.needs_input_grad[:2])   # needs_input_grad alone is also true under no_grad
-        kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        dtype = compute_dtype(hidden)
         exact = torch.promote_types(dtype, torch.float32)                     # of sums, exponentials and losses
         h, w = hidden.to(dtype), weight.to(dtype)
         grad_h = torch.empty_like(h) if need_h else None
@@ -130,8 +129,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
     "`(N,)` log-probabilities of `targets` under `hidden @ weight.T / temperature`, a chunk of rows at a time; the logits are made again in the backward pass."
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, chunk):
-        kind = hidden.device.type
-        ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        ctx.dtype = compute_dtype(hidden)
         ctx.exact = torch.promote_types(ctx.dtype, torch.float32)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.save_for_backward(hidden, weight, targets)

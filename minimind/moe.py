@@ -12,6 +12,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .core import compute_dtype
 from .layers import SwiGLU
 
 # %% ../nbs/07_moe.ipynb #65944829
@@ -31,11 +32,6 @@ def route(logits,              # router's scores `(..., E)`
     return weights, experts, probs
 
 # %% ../nbs/07_moe.ipynb #06718afd
-def _compute_dtype(x):
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-
-# %% ../nbs/07_moe.ipynb #99f8bbf8
 def dispatch_naive(x,           # tokens `(N, D)`
                    weights,     # routing weights `(N, k)`
                    experts,     # the expert that each weight belongs to `(N, k)`, int64
@@ -50,7 +46,7 @@ def dispatch_naive(x,           # tokens `(N, D)`
             gate, up = (gate_up[e] @ token).chunk(2)
             y = y + weight * (down[e] @ (F.silu(gate) * up))
         outputs.append(y)
-    return torch.stack(outputs).to(_compute_dtype(x))
+    return torch.stack(outputs).to(compute_dtype(x))
 
 # %% ../nbs/07_moe.ipynb #a897cbd4
 def sort_by_expert(experts,       # `(N, k)` int64
@@ -106,7 +102,7 @@ class _SortedExperts(torch.autograd.Function):
 # %% ../nbs/07_moe.ipynb #0002f7ca
 def dispatch_sorted(x, weights, experts, gate_up, down):     # all as in `dispatch_naive`
     "`dispatch_naive` with one product per expert and matrix: for the CPU, and wherever there is no grouped product."
-    dtype = _compute_dtype(x)
+    dtype = compute_dtype(x)
     order, inverse, ends = sort_by_expert(experts, len(gate_up))
     return _SortedExperts.apply(x.to(dtype), weights, gate_up.to(dtype), down.to(dtype), order, inverse, ends.tolist())
 
@@ -114,13 +110,13 @@ def dispatch_sorted(x, weights, experts, gate_up, down):     # all as in `dispat
 _grouped_mm = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)      # private in older versions of torch, absent in the oldest
 
 def _can_group(x, gate_up, down):
-    if x.device.type != "cuda" or _grouped_mm is None or _compute_dtype(x) != torch.bfloat16: return False
+    if x.device.type != "cuda" or _grouped_mm is None or compute_dtype(x) != torch.bfloat16: return False
     return torch.cuda.get_device_capability(x.device) >= ((8, 0) if hasattr(F, "grouped_mm") else (9, 0)) and x.shape[1] % 8 == down.shape[2] % 8 == 0
 
 # %% ../nbs/07_moe.ipynb #ca74b62b
 def dispatch_grouped(x, weights, experts, gate_up, down):    # all as in `dispatch_naive`
     "`dispatch_naive` by grouped matrix products: for CUDA in bfloat16, without waiting for the device."
-    (N, D), k, dtype = x.shape, weights.shape[1], _compute_dtype(x)
+    (N, D), k, dtype = x.shape, weights.shape[1], compute_dtype(x)
     order, inverse, ends = sort_by_expert(experts, len(gate_up))
     ends = ends.int()
     rows = x.to(dtype).index_select(0, order // k)
