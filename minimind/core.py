@@ -14,6 +14,7 @@ import torch
 
 # %% ../nbs/00_core.ipynb #5258f907
 IGNORE = -100   # the label of a position that is not learned, PyTorch's own convention
+if os.environ.get("IN_TEST"): torch.set_num_threads(1)   # `nbdev_test` runs one notebook per core; more threads would only wait for each other
 
 # %% ../nbs/00_core.ipynb #dd58e5ff
 SIZES = ("ci", "full")
