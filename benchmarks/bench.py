@@ -128,7 +128,7 @@ def muon_cost(device, dtype):
 def moe_step(device, dtype):
     "Goal: a training step with four experts, one for a token, costs ≤ 1.15 × the dense model of equal active size, at `ci` and at 64M."
     lines = []
-    for dense, experts, rows, length, rounds, optimizer in (("ci", "ci-moe", 16, 256, 12, "adamw"), ("ci", "ci-moe", 16, 256, 12, "muon"), ("minimind-3", "minimind-3-moe", 12, 340, 4, "adamw")):
+    for dense, experts, rows, length, rounds, optimizer in (("ci", "ci-moe", 16, 256, 12, "adamw"), ("ci", "ci-moe", 16, 256, 12, "muon"), ("minimind-3", "minimind-3-moe", 12, 340, 4, "adamw"), ("minimind-3", "minimind-3-moe", 12, 340, 4, "muon")):
         ids = torch.randint(3, preset(dense).vocab_size, (rows, length))
         batch = dict(input_ids=ids, labels=ids)
         ways = {name: partial(trainer(MiniMind(preset(name)).to(device), device, dtype, optimizer), batch) for name in (dense, experts)}

@@ -15,6 +15,18 @@ from .core import get_dtype
 # %% ../nbs/11_optim.ipynb #ee3d7726
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)   # quintic that pushes every singular value in (0, 1] to about 1 (Jordan et al. 2024)
 
+def _rounds_on_gram(X, steps):
+    a, b, c = NS_COEFFICIENTS
+    A, Q = X @ X.mT, None
+    for left in reversed(range(steps)):
+        B = torch.baddbmm(A, A, A, beta=b, alpha=c)            # as below: a round multiplies X by aI + B
+        if Q is None: Q = B.clone(); Q.diagonal(dim1=-2, dim2=-1).add_(a)
+        else: Q = torch.baddbmm(Q, B, Q, beta=a)               # all rounds so far
+        if left:                                               # and so XXᵀ by (aI + B)², for A and B commute
+            A = torch.baddbmm(A, B, A, beta=a)
+            A = torch.baddbmm(A, B, A, beta=a)
+    return Q @ X
+
 def newton_schulz(G,           # `(..., n, m)` matrices
                   steps=5,     # iterations
                   eps=1e-7,    # keeps a zero matrix from dividing by zero
@@ -26,10 +38,13 @@ def newton_schulz(G,           # `(..., n, m)` matrices
     X = G.reshape(-1, *G.shape[-2:])
     X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
     X = (X.mT if tall else X).to(dtype or G.dtype)
-    for _ in range(steps):
-        A = X @ X.mT
-        B = torch.baddbmm(A, A, A, beta=b, alpha=c)        # bA + cA²
-        X = torch.baddbmm(X, B, X, beta=a)                 # aX + BX
+    if X.shape[-1] >= 2*X.shape[-2] and X.dtype.itemsize >= 4:
+        for done in range(0, steps, 5): X = _rounds_on_gram(X, min(5, steps - done))
+    else:
+        for _ in range(steps):
+            A = X @ X.mT
+            B = torch.baddbmm(A, A, A, beta=b, alpha=c)        # bA + cA²
+            X = torch.baddbmm(X, B, X, beta=a)                 # aX + BX
     return (X.mT if tall else X).reshape(G.shape).to(G.dtype)
 
 # %% ../nbs/11_optim.ipynb #0a247e74

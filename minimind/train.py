@@ -334,7 +334,7 @@ def stopped(number, desc, step, total, cfg, checkpointer):
 
 # %% ../nbs/12_train.ipynb #69e058af
 def fit(model,               # a `MiniMind` on its device
-        batches,             # `.at(step) -> dict`, `.steps_per_epoch`; if it likes, `.sources(step)`
+        batches,             # `.at(step) -> dict`, `.steps_per_epoch`; if it likes, `.sources(step)`, and `.numbers`: more to log about the last batch
         loss_fn,             # `(model, batch) -> (loss sum, weight, metrics)`, the metrics being sums too
         optimizers,          # from `build_optimizer`
         cfg,                 # `TrainConfig`
@@ -343,7 +343,7 @@ def fit(model,               # a `MiniMind` on its device
         evaluate=None,       # `() -> dict` of numbers
         desc="train",        # shown on the progress bar
        ):                    # dict: the numbers of the last step
-    "Train. Begins where the checkpointer says, saves before it evaluates. Raises `NonFinite`; on Ctrl-C or SIGTERM saves, then `KeyboardInterrupt` or `SystemExit`."
+    "Train. Begins where the checkpointer says, saves before it evaluates and when a batch can't be had. Raises `NonFinite`; on Ctrl-C or SIGTERM saves, then `KeyboardInterrupt` or `SystemExit`."
     total = total_steps(cfg, batches)
     warmup = min(cfg.warmup, total//5)          # a short run must reach its learning rate too
     device = next(model.parameters()).device
@@ -365,9 +365,14 @@ def fit(model,               # a `MiniMind` on its device
         if stop: raise stopped(stop[0], desc, first, total, cfg, checkpointer)
         for step in range(first, total):
             started, done = time.perf_counter(), step + 1
-            batch, factor = batches.at(step), lr_factor(step, total, warmup, cfg.schedule, cfg.final_lr)
+            try: batch = batches.at(step)
+            except Exception:               # a reward function that fails, a disk that is gone: the steps so far are not lost
+                if checkpointer and step > first: checkpointer.save(step, dict(window))
+                raise
+            factor = lr_factor(step, total, warmup, cfg.schedule, cfg.final_lr)
             optimizers.set_lr(factor)
             result = train_step(model, batch, loss_fn, optimizers, cfg, dtype)
+            result = result._replace(metrics=result.metrics | getattr(batches, "numbers", {}))
             if result.finite: window.add(result); skipped = 0
             else:
                 skipped += 1; window["skipped"] += 1

@@ -376,11 +376,11 @@ def test_the_ladder(say, tmp_path, monkeypatch):
         lines = sample(name).read_text(encoding="utf-8").splitlines(True)
         (tmp_path/"data"/name).write_text("".join(lines[:8 if "heldout" in name or "mc_" in name else 40]), encoding="utf-8")
     monkeypatch.setenv("MINIMIND_DATA", str(tmp_path/"data"))
-    code, out, err = say("run", "--out", tmp_path/"ci", "--pretrain-steps", 1, "--sft-steps", 1, "--device", "cpu")
+    code, out, err = say("run", "--out", tmp_path/"ci", *(word for name in cli.LADDER for word in (f"--{name}-steps", 1)), "--device", "cpu")
     assert code == 0, err
-    for word in ("1/3", "2/3", "3/3", "bigram", "right answers", "chance 25%", "parameters", "tokens/s", "Sample chats", cli.QUESTIONS[0], "minimind chat"): assert word in out, word
+    for word in ("1/6", "5/6", "6/6", *cli.LADDER, "before", "bigram", "right answers", "chance 25%", "parameters", "tokens/s", "Sample chats", cli.QUESTIONS[0], "minimind chat"): assert word in out, word
     results = json.loads((tmp_path/"ci"/"results.json").read_text(encoding="utf-8"))
-    assert set(results) == {"heldout", "answers", "choices", "tokens_per_second", "chats"} and list(results["chats"]) == cli.QUESTIONS
+    assert set(results) == {"heldout", "answers", "choices", "stages", "tokens_per_second", "chats"} and list(results["chats"]) == cli.QUESTIONS
     assert "replies" not in results["answers"] and results["answers"]["n"] == 8
     for numbers in results["heldout"].values(): assert {"bits_per_byte", "unigram", "bigram", "xz", "bytes"} <= set(numbers)
 

@@ -44,6 +44,22 @@ def test_directions_stay_and_sizes_become_one(n, m, scale, seed):
     assert (out - torch.zeros(n, m).diagonal_scatter(out.diagonal())).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("dtype, steps, bound", [*((torch.float32, n, 1e-4) for n in (1, 5, 6)), *((torch.float64, n, 1e-10) for n in (1, 5, 12))])
+def test_rounds_on_the_small_side_alone(dtype, steps, bound):
+    "Long matrices take a shorter way to the same result, also where the matrix is nearly singular, as gradients are."
+    g = torch.Generator().manual_seed(0)
+    def normal(*shape): return torch.randn(*shape, generator=g, dtype=dtype)
+    for G in (normal(3, 16, 64), normal(64, 16), normal(24, 3) @ normal(3, 80) + 1e-5*normal(24, 80), normal(20, 2) @ normal(2, 90), torch.zeros(4, 16, dtype=dtype)):
+        for one, exact in ((newton_schulz(G, steps), G), (newton_schulz(G.mT, steps).mT, G)):
+            exact = torch.stack([naive_newton_schulz(x, steps) for x in exact.reshape(-1, *G.shape[-2:])]).reshape(G.shape)
+            assert (one - exact).abs().max() < bound*max(1, float(exact.abs().max())), G.shape
+
+
+def test_many_rounds_do_not_explode():
+    G = torch.randn(24, 3) @ torch.randn(3, 80)      # rounding makes its zero singular values a little negative when they are squared
+    assert torch.linalg.svdvals(newton_schulz(G, 30)).max() < 1.25
+
+
 def test_newton_schulz_of_zero_and_in_bfloat16():
     assert not newton_schulz(torch.zeros(3, 4, 5)).any()
     G = torch.randn(2, 20, 30)
@@ -64,7 +80,7 @@ def test_products_are_made_on_the_shorter_side(shape):
             return out
 
     with Shapes() as shapes: newton_schulz(torch.randn(shape))
-    assert shapes.seen == {(8, 8), (8, 40)}
+    assert shapes.seen <= {(8, 8), (8, 40)}
 
 
 # ---- Muon ------------------------------------------------------------------------------------------------------------

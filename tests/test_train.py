@@ -278,6 +278,35 @@ def test_resume_gives_the_same_weights_and_the_same_log(tmp_path, died_at, optim
     assert lines[0] == lines[1] and len(lines[0]) == 2
 
 
+def test_a_batch_that_cannot_be_had_costs_no_step(tmp_path):
+    "A reward that fails in the middle: what was trained is saved, and the run goes on as if nothing had happened."
+    class Moody(Rows):
+        broken = True
+        def at(self, step):
+            if step == 3 and self.broken: raise OSError("the reward server is gone")
+            return super().at(step)
+    options = dict(batches=Moody(8, 4), save_every=100)
+    model = tiny()
+    memory = Memory(model, build_optimizer(model, "adamw", 1e-2))
+    with pytest.raises(OSError, match="reward server"): train(tmp_path/"cut", model, checkpointer=memory, **options)
+    assert list(memory.saved) == [3]
+    with pytest.raises(OSError, match="reward server"): train(tmp_path/"cut", model, checkpointer=memory, **options)      # still gone: nothing new to save
+    assert memory.calls == [("save", 3)]
+    options["batches"].broken = False
+    train(tmp_path/"cut", model, checkpointer=memory, **options)
+    _, whole = train(tmp_path/"whole", batches=Rows(8, 4), save_every=100)
+    assert same(weights(whole), weights(model))
+
+
+def test_what_batches_know_about_a_step_is_logged(tmp_path):
+    class Telling(Rows):
+        def at(self, step):
+            self.numbers = {"reward": float(step)}
+            return super().at(step)
+    last, _ = train(tmp_path, batches=Telling(8, 4), steps=4, log_every=2)
+    assert [line["reward"] for line in read_metrics(tmp_path)] == pytest.approx([0.5, 2.5], abs=0.05) and last["reward"] == pytest.approx(2.5, abs=0.05)
+
+
 def test_finished_run_returns_its_numbers(tmp_path, capsys):
     model = tiny()
     memory = Memory(model, build_optimizer(model, "adamw", 1e-2))
