@@ -2,6 +2,7 @@
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+import minimind
 from minimind.chat import CHAT_TEMPLATE
-from minimind.core import IGNORE, sample
+from minimind.core import IGNORE, data_dir, sample
 from minimind.data import (BadLine, EpochRows, JsonlReader, PackedBatches, TextReader, TokenStore, build_store, chat_row, clean_text, file_sha256,
                            format_tokens, in_heldout, manifest, open_texts, pack_lengths, text_row)
 from minimind.losses import causal_lm_loss
@@ -568,3 +570,14 @@ def test_epoch_rows_visit_every_row_once_an_epoch():
     assert all(sorted(e) == list(range(10)) for e in epochs) and any((a != b).any() for a, b in zip(epochs, epochs[1:]))
     assert (EpochRows(10, 4, seed=3).at(7) == order.at(7)).all()                            # a pure function of seed and step
     with pytest.raises(ValueError, match="batch_size=0"): EpochRows(10, 0)
+
+
+@pytest.mark.parametrize("builder", ["skills", "dpo", "lora", "examples"])      # the others need downloads
+def test_generated_samples_are_what_their_builder_makes(tmp_path, builder):
+    "Who changes a builder has to commit what it makes now."
+    made = {name for name, e in manifest()["files"].items() if e["builder"].endswith(f"--only {builder}")}
+    shutil.copytree(data_dir(), tmp_path/"data_samples", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in made: (tmp_path/"data_samples"/name).unlink()
+    program = tmp_path/"data_samples"/"builders"/"build.py"
+    subprocess.run([sys.executable, str(program), "--only", builder], check=True, env=os.environ | {"PYTHONPATH": str(Path(minimind.__file__).parents[1]), "PYTHONUTF8": "1"})
+    for name in made: assert (tmp_path/"data_samples"/name).read_bytes() == (data_dir()/name).read_bytes(), name
