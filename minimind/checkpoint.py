@@ -352,6 +352,10 @@ class Checkpointer:
 
     def _bytes(self): return sum(t.nbytes for tensors in self._tensors().values() for t in tensors.values())
 
+    def room(self):               # bytes
+        "About what the checkpoints to come will take on the disk at most, one more than are kept: weights, and up to two moments for each."
+        return max(0, self.cfg.keep + 1 - len(self.steps()))*3*sum(t.nbytes for t in self.folder.tensors().values())
+
     def _write(self, folder, step, progress):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -419,4 +423,6 @@ def run_stage(cfg,           # a stage's config
     if model.config.num_experts: identity["balanced_over_rows"] = min(cfg.micro_batch_size, cfg.batch_size)
     if init: identity["init_sha256"] = [file_sha256(f) for f in sorted(Path(init).glob("*.safetensors"))]
     checkpointer = Checkpointer(folder or ModelFolder(model, tokenizer), {"optimizer": optimizers, **(parts or {})}, cfg, identity)
+    needed, free = checkpointer.room(), shutil.disk_usage(checkpointer.run).free
+    if free < needed: print(f"warning: {cfg.out} has {free/2**20:,.0f} MiB of free disk, the checkpoints of this run need about {needed/2**20:,.0f}: make room, or keep fewer (--keep {cfg.keep})")
     return fit(model, batches, loss_fn, optimizers, cfg, dtype, checkpointer, evaluate and (lambda: evaluate(model)), desc)

@@ -134,6 +134,7 @@ def read_pairs(files,         # jsonl files of pairs
 # %% ../nbs/21_dpo.ipynb #f01047c1
 class PairBatches:
     "Batches of whole pairs, the chosen answer first. `at(step)` is a pure function of the seed and the step."
+    sequences = 2            # that a row holds
     def __init__(self, pairs,       # `Pairs`
                  batch_size,        # pairs an optimizer step
                  seed=0,            # of the order

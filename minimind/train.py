@@ -230,13 +230,14 @@ def memory_bytes(config,        # `ModelConfig`
                  cfg,           # `TrainConfig`
                  dtype,         # of the matrix products
                  trained=None,  # parameters that are trained, if not all
+                 sequences=1,   # rows of tokens that a row of a batch holds: 2 for a pair
                 ):              # dict: weights, gradients, optimizer, working
     "Estimated memory of training's tensors: float32 weights, gradients and optimizer state, and the larger of what backward keeps and what the step needs. A process holds some 0.3 GB besides."
     c, P = config, num_parameters(config)
     share = 1. if trained is None else trained/P
     table = c.vocab_size*c.hidden_size
     tables = table*(1 if c.tie_word_embeddings else 2)
-    tokens = min(cfg.micro_batch_size, cfg.batch_size)*cfg.seq_len
+    tokens = sequences*min(cfg.micro_batch_size, cfg.batch_size)*cfg.seq_len
     inner = c.num_experts_per_tok*c.moe_intermediate_size + c.shared_expert_intermediate_size if c.num_experts else c.intermediate_size
     kept = 4*c.hidden_size + (4*c.num_attention_heads + 6*c.num_key_value_heads)*c.head_dim + 4*inner     # numbers a token and a layer
     backward = tokens*c.num_hidden_layers*kept*dtype.itemsize + 8*min(tokens, 1024)*c.vocab_size + 4*table                # a chunk of logits, twice; the head's gradient
@@ -252,7 +253,7 @@ def plan(model, batches, cfg, device, dtype, loss_fn,
     "What a run will cost: parameters, steps, tokens, floating-point operations, bytes of memory and, if `timed`, seconds."
     steps, trained = total_steps(cfg, batches), sum(p.numel() for p in model.parameters() if p.requires_grad)
     numbers = dict(parameters=num_parameters(model.config), trained=trained, device=str(device), dtype=str(dtype).removeprefix("torch."), steps=steps, epochs=steps/batches.steps_per_epoch,
-                   memory=sum(memory_bytes(model.config, cfg, dtype, trained).values()))
+                   memory=sum(memory_bytes(model.config, cfg, dtype, trained, getattr(batches, "sequences", 1)).values()))
     if hasattr(batches, "tokens_per_epoch"):      # rows that are yet to be sampled have no length
         tokens = round(steps*batches.tokens_per_epoch/batches.steps_per_epoch)
         numbers |= dict(tokens=tokens, fill=batches.fill, flops=tokens*flops_per_token(model.config, cfg.seq_len))

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections import namedtuple
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from minimind.chat import encode_chat
-from minimind.checkpoint import (Checkpointer, ModelFolder, SettingsChanged, check_start, from_hf_config, load_config, load_model, load_pretrained, model_tensors, read_tensors, refuse_changes, run_lock, run_stage,
+from minimind.checkpoint import (Checkpointer, ModelFolder, SettingsChanged, check_start, checkpoints, from_hf_config, load_config, load_model, load_pretrained, model_tensors, read_tensors, refuse_changes, run_lock, run_stage,
                                  save_pretrained, to_hf_config, write_tensors)
 from minimind.core import atomic_path, read_json, sample, write_json
 from minimind.generate import generate
@@ -598,6 +599,17 @@ def test_a_really_full_disk_during_training(tmp_path, tokenizer):
         shutil.copytree(out, tmp_path/"run")                                                              # where there is room
     finally: subprocess.run(["umount", disk], check=True)
     resumes(tokenizer, tmp_path/"run", tmp_path/"whole")
+
+
+def test_a_disk_that_will_be_full_is_seen_before_the_first_step(tmp_path, tokenizer, monkeypatch, capsys):
+    cfg, Usage = settings(tmp_path/"run", steps=2, keep=2), namedtuple("Usage", "total used free")
+    needed = Checkpointer(ModelFolder(model_of(tokenizer), None), {}, cfg).room()
+    for free, warned in ((needed - 1, True), (needed, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: Usage(2**40, 0, free))
+        run_stage(replace(cfg, fresh=True), model_of(tokenizer), tokenizer, Rows(tokenizer.vocab_size), causal_lm_loss)
+        assert ("MiB of free disk" in capsys.readouterr().out) == warned
+    taken = sum(f.stat().st_size for step in checkpoints(tmp_path/"run") for f in step.rglob("*.safetensors"))
+    assert needed/3 >= 0.8*taken                      # what was asked for is about what one checkpoint takes
 
 
 def test_fit_works_with_a_checkpointer_of_its_own(tmp_path, tokenizer):
