@@ -4,7 +4,7 @@
 
 Each result goes to benchmarks/results/NAME.json with the machine, the commit and the date.
 """
-import argparse, json, platform, statistics, subprocess, time
+import argparse, json, os, platform, statistics, subprocess, sys, threading, time
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -156,6 +156,90 @@ def decode_speed(device, dtype):
     return ["8 rows, 32 + 64 tokens", "tokens/s", "ratio"], [[k, f"{8*64/s:,.0f}", f"{seconds['transformers']/s:.2f}"] for k, s in seconds.items()]
 
 
+def rollout_way(model, hf, prompts, copies, most, stop, device):
+    "Two functions that draw a rollout from the same model, ours and `transformers`' with nothing but temperature 1; each returns tokens drawn, an end token included, and columns of the longest."
+    from minimind.generate import decode_steps
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0]*(width - len(p)) + p for p in prompts], device=device)
+    real = torch.tensor([[0]*(width - len(p)) + [1]*len(p) for p in prompts], device=device)
+    marks = torch.tensor(stop, device=device)
+    def ours(seed):
+        steps = [len(rows) for rows, *_ in decode_steps(model, prompts, most, temperature=1., top_p=1., eos_token_id=stop, seed=seed, copies=copies, logprobs=True)]
+        return sum(steps), len(steps)
+    def theirs(seed):
+        torch.manual_seed(seed)
+        new = hf.generate(ids, attention_mask=real, max_new_tokens=most, do_sample=True, temperature=1., top_k=0, top_p=1., num_return_sequences=copies, eos_token_id=stop, pad_token_id=0)[:, width:]
+        ended = torch.isin(new, marks)
+        return int(torch.where(ended.any(1), ended.int().argmax(1) + 1, new.shape[1]).sum()), new.shape[1]
+    return ours, theirs
+
+
+ROLLOUT = dict(copies=8, most=96, one_in=32)      # completions a prompt; their longest; one token in so many is declared an end token
+
+
+def rollout_task(name):
+    "A model with random weights, prompts of unequal lengths, and the tokens that end a completion."
+    model = MiniMind(preset(name)).eval()
+    prompts = [torch.randint(3, model.config.vocab_size, (n,)).tolist() for n in np.random.default_rng(0).integers(16, 65, 16)]
+    return model, prompts, list(range(model.config.vocab_size - model.config.vocab_size//ROLLOUT["one_in"], model.config.vocab_size))
+
+
+def added_memory(name, what, device):
+    "MiB that one rollout, or one update on as many rows, adds at its peak. To be called in a fresh process, for what is freed is not given back to the system at once."
+    from minimind.generate import decode_steps
+    from minimind.rollout import Completion, completion_rows, rollout_logps
+    model, prompts, stop = rollout_task(name)
+    model.to(device)
+    dtype, copies, most = get_dtype(device), ROLLOUT["copies"], ROLLOUT["most"]
+    def sampling():
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            for _ in decode_steps(model, prompts, most, temperature=1., top_p=1., eos_token_id=stop, seed=0, copies=copies, logprobs=True): pass
+    lengths = np.random.default_rng(1).geometric(1/ROLLOUT["one_in"], (len(prompts), copies)).clip(max=most)
+    batch = completion_rows([(p, Completion([5]*n, [0.]*n, False)) for p, row in zip(prompts, lengths) for n in row])
+    cfg = TrainConfig(optimizer="adamw", batch_size=lengths.size, micro_batch_size=32)
+    def updating():
+        optimizers = build_optimizer(model, "adamw", lr=1e-6)
+        compute_gradients(model, batch, lambda m, b: (-rollout_logps(m, b).sum(), len(b["labels"]), {}), cfg, device, dtype)
+        optimizers.step()
+    call = {"sampling": sampling, "updating": updating}[what]
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - before)/2**20
+    page, statm, most_seen, done = os.sysconf("SC_PAGE_SIZE"), Path("/proc/self/statm"), [0], threading.Event()
+    def resident(): return int(statm.read_text().split()[1])*page
+    def watch():
+        while not done.wait(.002): most_seen[0] = max(most_seen[0], resident())
+    before, watcher = resident(), threading.Thread(target=watch, daemon=True)
+    watcher.start(); call(); done.set(); watcher.join()
+    return (most_seen[0] - before)/2**20
+
+
+@benchmark
+def rollout(device, dtype):
+    "Goal: 16 prompts × 8 completions of unequal lengths, tokens drawn per second ≥ 3 × Hugging Face's `generate` at `ci` size and ≥ 2 × at 26M; at its peak a rollout adds ≤ 1.5 × the memory that the update on its rows adds."
+    # Random weights never end a text. So that they do, in both libraries alike, one token in 32 is declared an end token: lengths are then geometric, as uneven as those of a model that answers,
+    # and cut at 96, as a rollout's are. Which share of the columns that makes useful is shown.
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from minimind.checkpoint import to_hf_config
+    lines, copies = [], ROLLOUT["copies"]
+    for name, rounds in (("ci", 5), ("minimind2-small", 3)):
+        model, prompts, stop = rollout_task(name)
+        model.to(device)
+        settings = to_hf_config(model.config)
+        hf = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings), attn_implementation="sdpa").to(device).eval()
+        hf.load_state_dict(model.state_dict())
+        drawn, seeds = {"minimind": [], "transformers": []}, iter(range(1000))
+        ours, theirs = rollout_way(model, hf, prompts, copies, ROLLOUT["most"], stop, device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            seconds = interleaved({"minimind": lambda: drawn["minimind"].append(ours(next(seeds))), "transformers": lambda: drawn["transformers"].append(theirs(next(seeds)))}, rounds, warmup=1)
+        rate = {way: statistics.mean(n for n, _ in d[1:])/seconds[way] for way, d in drawn.items()}
+        useful = statistics.mean(n/(copies*len(prompts)*columns) for n, columns in drawn["transformers"][1:])
+        added = {what: float(subprocess.run([sys.executable, __file__, "--added-memory", name, what, "--device", str(device)], capture_output=True, text=True, check=True).stdout) for what in ("sampling", "updating")}
+        lines.append([name, f"{useful:.0%}", *(f"{r:,.0f}" for r in rate.values()), f"{rate['minimind']/rate['transformers']:.2f}", *(f"{m:,.0f}" for m in added.values()), f"{added['sampling']/added['updating']:.2f}"])
+    return ["shape", "useful columns", "minimind, tokens/s", "transformers, tokens/s", "ratio", "sampling adds, MiB", "update adds, MiB", "ratio"], lines
+
+
 def machine(device, dtype):
     "One line: what it ran on."
     if device.type == "cuda": name = torch.cuda.get_device_name()
@@ -182,7 +266,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help=f"which of {', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--added-memory", nargs=2, help=argparse.SUPPRESS)      # how `rollout` asks a fresh process
     args = parser.parse_args()
+    if args.added_memory: print(added_memory(*args.added_memory, get_device(args.device))); return
     if unknown := set(args.names) - set(BENCHMARKS): parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     device = get_device(args.device)
     dtype = get_dtype(device)

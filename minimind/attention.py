@@ -144,9 +144,10 @@ class KVCache:
         "Go on with these rows only, in place: finished sequences cost nothing any more."
         rows = torch.as_tensor(rows, device=self.k.device)
         rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows.long()
+        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().flatten()      # the others are where they belong
         for name in ("k", "v"):
             buffer = getattr(self, name)
-            buffer[:, :len(rows), :, :self.length] = buffer[:, rows, :, :self.length]
+            buffer[:, moved, :, :self.length] = buffer[:, rows[moved], :, :self.length]
             setattr(self, name, buffer[:, :len(rows)])
         if self.segment_ids is not None: self.segment_ids = self.segment_ids[rows]
 

@@ -30,7 +30,7 @@ from .chat import CHAT_TEMPLATE
 from .data import file_sha256
 from .model import MiniMind, ModelConfig
 from .optim import build_optimizer
-from .train import fit, format_plan, plan, random_state, set_random_state
+from .train import fit, format_plan, gather, plan, processes, random_state, set_random_state
 
 # %% ../nbs/13_checkpoint.ipynb #5c65f751
 def write_tensors(path, tensors):     # `{name: tensor}`
@@ -262,14 +262,14 @@ def refuse_changes(run, then, now):       # the run's folder; settings that were
     def moved(k):                         # files that are gone from where they were: whether these are the same is told by their content
         was = then.get(k) if isinstance(then.get(k), list) else [then.get(k)]
         return k in _PATHS and then.get(k) and now.get(k) and len(was) == len(now[k] if isinstance(now[k], list) else [now[k]]) and not any(os.path.exists(p) for p in was)
-    changed = [f"{k} was {then.get(k)!r}, is {now.get(k)!r}" for k in sorted(then) if k not in _FREE and then[k] != now.get(k) and not moved(k)]      # what an older version did not know can't be compared
+    def short(value): return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1…", repr(value))      # of a sha256 the beginning will do
+    changed = [f"{k} was {short(then.get(k))}, is {short(now.get(k))}" for k in sorted(then) if k not in _FREE and then[k] != now.get(k) and not moved(k)]      # what an older version did not know can't be compared
     if changed: raise SettingsChanged(f"{run} holds a run with other settings: {'; '.join(changed)}. Use the same settings, another --out, or --fresh to start again")
 
 def check_start(cfg):         # a stage's config
     "Refuse at once, before any data is read or written, what would go wrong later. Raises `ValueError`, `SettingsChanged`."
     out, init = Path(cfg.out), getattr(cfg, "init", "")
     if init and Path(init).resolve() == out.resolve(): raise ValueError(f"init and out are both {cfg.out}: the model to begin from would be overwritten; choose another --out")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1: raise ValueError("several processes are not supported yet: start one, without torchrun")
     if cfg.fresh: return
     done = checkpoints(out)
     if not done and any(out.glob("*.safetensors")): raise ValueError(f"{cfg.out} holds a model, but no run that could go on: it would be overwritten; choose another --out, or --fresh to overwrite it")
@@ -318,6 +318,8 @@ class Checkpointer:
         self.run, self.progress, self.published = Path(cfg.out), {}, False
         self.dir = self.run/"trainer"
         self.settings = _settings(cfg, **(identity or {}))
+        self.writes = processes()[0] == 0          # the others hold the same weights, and only read
+        if not self.writes: return
         self.dir.mkdir(parents=True, exist_ok=True)
         ours = {self.dir: (".step-*.tmp", ".step-*.old", ".bad_batch.*.tmp", ".tmp??????"), self.run: (".*.json*.tmp", f".{folder.weights}.*.tmp")}
         for leftover in [f for folder, patterns in ours.items() for pattern in patterns for f in folder.glob(pattern)]:     # of a process that was killed
@@ -334,6 +336,7 @@ class Checkpointer:
 
     def save(self, step, progress=None):         # optimizer steps done; JSON-able dict that a resumed run finds in `.progress`
         "Write a complete checkpoint beside the old ones, then publish the model folder, then drop checkpoints beyond `keep`. Raises `OSError`."
+        if not self.writes: return
         target = self.dir/f"step-{step:08d}"
         if not target.exists():
             tmp = self.dir/f".{target.name}.tmp"
@@ -390,12 +393,12 @@ class Checkpointer:
         self.folder.load(weights, newest)
         for part, tensors in zip(self.parts.values(), states): part.load_state_tensors(tensors)
         set_random_state(generators, python)
-        self.publish()            # it may have been killed in between
+        if self.writes: self.publish()            # it may have been killed in between
         return step
 
     def save_batch(self, batch):  # dict of tensors
         "Keep the batch of a step that went wrong, for a look; returns the file."
-        write_tensors(self.dir/"bad_batch.safetensors", {k: v.clone() for k, v in batch.items()})      # two names of one tensor can't be saved
+        if self.writes: write_tensors(self.dir/"bad_batch.safetensors", {k: v.clone() for k, v in batch.items()})      # two names of one tensor can't be saved
         return self.dir/"bad_batch.safetensors"
 
 # %% ../nbs/13_checkpoint.ipynb #e72926ba
@@ -409,20 +412,23 @@ def run_stage(cfg,           # a stage's config
               dry_run=False, # say what would be done, and stop
               folder=None,   # what the run shows the world; default: `ModelFolder`
               parts=None,    # `{name: …}` with a state to be saved besides the optimizer's, as `Checkpointer` takes them
+              beside=(),     # models that are only asked, such as a teacher: they count in the plan
              ):              # dict: the last numbers of the run
     "What all stages share: device, precision, optimiser, plan, checkpoints, the loop. Prints the plan before step 0."
     check_start(cfg)
+    if processes()[0] == 0: gather(None)          # what is made of the data lies on the disk: the others, who wait in `work_folder`, may come
     init = getattr(cfg, "init", "")
     device = get_device(cfg.device)
     dtype = get_dtype(device, cfg.dtype)
     model.to(device)
-    print(format_plan(plan(model, batches, cfg, device, dtype, loss_fn, timed=dry_run)))
+    print(format_plan(plan(model, batches, cfg, device, dtype, loss_fn, timed=dry_run, beside=beside)))
     if dry_run: return {}
     optimizers = build_optimizer(model, cfg.optimizer, cfg.lr, cfg.muon_lr, weight_decay=cfg.weight_decay)
     identity = {"steps_per_epoch": batches.steps_per_epoch, "tokenizer_fingerprint": tokenizer.fingerprint, "config": model.config.to_dict(), "computed_in": str(dtype), **getattr(batches, "identity", {})}
     if model.config.num_experts: identity["balanced_over_rows"] = min(cfg.micro_batch_size, cfg.batch_size)
     if init: identity["init_sha256"] = [file_sha256(f) for f in sorted(Path(init).glob("*.safetensors"))]
     checkpointer = Checkpointer(folder or ModelFolder(model, tokenizer), {"optimizer": optimizers, **(parts or {})}, cfg, identity)
+    gather(None)                  # what a killed run has left is cleaned up before anybody reads
     needed, free = checkpointer.room(), shutil.disk_usage(checkpointer.run).free
     if free < needed: print(f"warning: {cfg.out} has {free/2**20:,.0f} MiB of free disk, the checkpoints of this run need about {needed/2**20:,.0f}: make room, or keep fewer (--keep {cfg.keep})")
     return fit(model, batches, loss_fn, optimizers, cfg, dtype, checkpointer, evaluate and (lambda: evaluate(model)), desc)

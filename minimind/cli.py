@@ -14,16 +14,20 @@ from dataclasses import fields
 from pathlib import Path
 
 # %% ../nbs/40_cli.ipynb #accc79eb
-STAGES = {"pretrain": ("PretrainConfig", "train a base model on text"),
-          "sft": ("SFTConfig", "fine-tune a base model on conversations"),
-          "lora": ("LoRAConfig", "fine-tune a small adapter on conversations; the model stays as it is"),
-          "dpo": ("DPOConfig", "learn from pairs of a better and a worse answer"),
-          "distill": ("DistillConfig", "train a small model on what a large one expects")}
+STAGES = {"pretrain": ("pretrain.PretrainConfig", "train a base model on text"),
+          "sft": ("sft.SFTConfig", "fine-tune a base model on conversations"),
+          "lora": ("lora.LoRAConfig", "fine-tune a small adapter on conversations; the model stays as it is"),
+          "dpo": ("dpo.DPOConfig", "learn from pairs of a better and a worse answer"),
+          "ppo": ("ppo.PPOConfig", "learn from rewards for its own answers, beside a critic that says what to expect"),
+          "grpo": ("grpo.GRPOConfig", "learn from rewards for its own answers, each measured against its siblings"),
+          "spo": ("grpo.SPOConfig", "learn from rewards for its own answers, one a prompt, measured against the prompt's history"),
+          "distill": ("distill.DistillConfig", "train a small model on what a large one expects")}
 
 def stage(name):              # a key of `STAGES`
     "The module of a stage and its config class, imported when needed."
-    module = importlib.import_module(f"minimind.{name}")
-    return module, getattr(module, STAGES[name][0])
+    module, config = STAGES[name][0].split(".")
+    module = importlib.import_module(f"minimind.{module}")
+    return module, getattr(module, config)
 
 # %% ../nbs/40_cli.ipynb #1d7eb9d3
 def field_docs(cls):          # a dataclass
@@ -37,15 +41,15 @@ def field_docs(cls):          # a dataclass
 def add_flags(parser, cls):   # a dataclass
     "Add a flag for each field of a dataclass."
     docs = field_docs(cls)
-    for f in fields(cls):
+    for f in (f for f in fields(cls) if f.init):
         flag, text = "--" + f.name.replace("_", "-"), docs.get(f.name, "").replace("%", "%%")
         if f.type is bool: parser.add_argument(flag, action=argparse.BooleanOptionalAction if f.default else "store_true", default=f.default, help=text)
-        elif f.type is tuple: parser.add_argument(flag, nargs="+", default=f.default, metavar="NAME" if f.default else "FILE", help=text)
+        elif f.type is tuple: parser.add_argument(flag, nargs="+", default=f.default, metavar="NAME" if f.default else "FILE", help=text + (f" (default: {' '.join(f.default)})" if f.default else ""))
         else: parser.add_argument(flag, type=f.type, default=f.default, metavar=f.type.__name__.upper(), help=f"{text} (default: {'none' if f.default == '' else f.default})")
 
 def config_from(args, cls):   # parsed flags; a dataclass
     "The config that the flags describe. Raises `ValueError` where the config refuses a value."
-    values = {f.name: getattr(args, f.name) for f in fields(cls)}
+    values = {f.name: getattr(args, f.name) for f in fields(cls) if f.init}
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 # %% ../nbs/40_cli.ipynb #f376f4c4
@@ -80,7 +84,7 @@ def run_stage_command(args):
     except ValueError as e: args.parser.error(str(e))
     get_dtype(get_device(cfg.device), cfg.dtype)      # a wrong name should not be found after an hour of tokenising
     module.run(cfg, dry_run=args.dry_run)
-    if args.dry_run: return
+    if args.dry_run or int(os.environ.get("RANK", 0)): return      # of several processes the first speaks
     base = args.command == "pretrain"
     if args.command == "lora": print(f"The adapter is in {cfg.out}.  Next:  minimind chat {cfg.init} --lora {cfg.out}"); return
     print(f"The model is in {cfg.out}.  Next:  minimind chat {cfg.out}{' --plain' if base else ''}    or    minimind eval {cfg.out}{' --plain --text FILE' if base else ''}")

@@ -85,7 +85,7 @@ def _utf8(raw, first):
 def _object(text):
     "A JSON object, or what is wrong with it."
     try: row = json.loads(text)
-    except json.JSONDecodeError as e: raise ValueError(f"broken JSON: {e.msg.removesuffix(' at')}, column {e.colno}") from None
+    except json.JSONDecodeError as e: raise ValueError(f"broken JSON: {e.msg.removesuffix(' at')}, column {e.pos + 1}") from None
     except ValueError as e: raise ValueError(f"broken JSON: {e}") from None      # a number of thousands of digits
     if not isinstance(row, dict): raise ValueError(f"not an object: {type(row).__name__}, wanted a JSON object in braces")
     return row

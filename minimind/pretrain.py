@@ -9,17 +9,17 @@ __all__ = ['TEXT_SAMPLES', 'NOTHING_HELD_OUT', 'StageConfig', 'PretrainConfig', 
 
 # %% ../nbs/15_pretrain.ipynb #9f1de0a3
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .core import sample, seed_everything
+from .core import get_device, sample, seed_everything
 from .tokenizer import Tokenizer
 from .data import PackedBatches, build_store, in_heldout, open_texts
 from .model import PRESETS, MiniMind, learnable
 from .losses import causal_lm_loss
-from .train import TrainConfig
+from .train import TrainConfig, gather, process_group, processes
 from .checkpoint import check_start, checkpoints, load_config, load_pretrained, run_lock, run_stage
 from .evaluate import bits_per_byte
 
@@ -119,6 +119,7 @@ def new_model(cfg,                            # `PretrainConfig`
 
 def load_init(cfg):                           # a stage's config with `init`
     "The `(MiniMind, Tokenizer)` that a stage begins with. Raises `FileNotFoundError`, `ValueError` if the two do not belong together."
+    if (Path(cfg.init)/"adapter_config.json").is_file(): raise ValueError(f"init={cfg.init!r} is an adapter, not a model: load it on its model, merge it (`merged_model`), and give the folder that `save_pretrained` makes of that")
     if not (Path(cfg.init)/"config.json").is_file(): raise FileNotFoundError(f"init={cfg.init!r} is not a model folder (it has no config.json); `minimind pretrain` makes one")
     model, tokenizer = load_pretrained(cfg.init)
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -163,12 +164,13 @@ def data_line(batches):                       # `PackedBatches`
 
 @contextmanager
 def work_folder(cfg, dry_run):                # a stage's config
-    "The folder for what is made of the data: the run's own, if the run there may go on with these settings; for a dry run a temporary one, so that nothing is left behind."
+    "The folder for what is made of the data: the run's own, if the run there may go on with these settings; for a dry run a temporary one, so that nothing is left behind. Of several processes, the others wait here until the first has made it."
     check_start(cfg)
-    if not dry_run:
-        with run_lock(cfg.out): yield Path(cfg.out)
-        return
-    with TemporaryDirectory(ignore_cleanup_errors=True) as folder: yield Path(folder)
+    with process_group(get_device(cfg.device)):
+        first = processes()[0] == 0
+        with TemporaryDirectory(ignore_cleanup_errors=True) if dry_run else run_lock(cfg.out) if first else nullcontext() as folder:
+            if not first: gather(None)            # until rank 0 is in `run_stage`
+            yield Path(folder if dry_run else cfg.out)
 
 # %% ../nbs/15_pretrain.ipynb #e02051d8
 def run(cfg,                # `PretrainConfig`

@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, example, given, settings, strategies as st
 
 from minimind.chat import encode_chat
-from minimind.generate import chat, decode_steps, generate, keep_top_k, keep_top_p, penalise, sample_next, stop_ids, stream, warp_logits
+from minimind.generate import chat, decode_steps, draw_next, generate, keep_top_k, keep_top_p, penalise, sample_next, stop_ids, stream, warp_logits
 from minimind.model import MiniMind, ModelConfig
 from minimind.tokenizer import Tokenizer
 
@@ -153,6 +153,16 @@ def test_draws_follow_the_distribution():
     assert z.abs().max() < 4.5                                                     # standard errors; seeded
 
 
+@given(st.integers(0, 999), st.floats(0.2, 3), st.sampled_from([0, 3, 9]), st.sampled_from([1.0, 0.7]))
+def test_a_draw_tells_its_probability(seed, temperature, top_k, top_p):
+    torch.manual_seed(seed)
+    logits = 4*torch.randn(6, V)
+    tokens, logps = draw_next(logits, temperature, top_k, top_p)
+    want = warp_logits(logits, temperature, top_k, top_p).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(logps, want, atol=2e-5, rtol=1e-5)
+    assert draw_next(logits, 0)[1].tolist() == [0.]*6 and torch.equal(draw_next(logits, 0)[0], logits.argmax(-1))
+
+
 def test_extreme_temperatures():
     logits = torch.tensor([[3., 1., 3.5, -2.]])
     for tiny in (0, 1e-3, 1e-30): assert sample_next(logits, tiny).item() == 2
@@ -196,6 +206,17 @@ def test_a_seed_leaves_torchs_generator_alone(model):
     torch.manual_seed(3); before = torch.get_rng_state()
     generate(model, [5, 6], 5, temperature=1.0, seed=1); generate(model, [5, 6], 5, temperature=0)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=5))
+def test_cache_rows_in_a_new_order(order):
+    "Rows that stay where they are are not copied; the result is that of an index."
+    cache = build().new_cache(5, 6)
+    for layer in range(2): cache.update(layer, *torch.randn(2, 5, 4, 2, 6))
+    cache.advance(4, torch.randint(3, (5, 4)))
+    want = [t[:, order, :, :4].clone() for t in (cache.k, cache.v)] + [cache.segment_ids[order].clone()]
+    cache.keep(order)
+    assert cache.batch_size == len(order) and all(torch.equal(a, b) for a, b in zip(want, (cache.k[:, :, :, :4], cache.v[:, :, :, :4], cache.segment_ids)))
 
 
 def test_finished_rows_leave_the_batch(model):
