@@ -171,7 +171,7 @@ class PPOBatches(LearnerBatches):
     "Rollouts that are gone over several times, and that the policy is done with when it has moved too far from the one that drew them."
     def __init__(self, *args, **options):      # as for `RolloutBatches`
         super().__init__(*args, **options)
-        self.moved, self.weight, self.stopped = 0., 0., False     # what the loss measured in the last step: sum of divergences, tokens
+        self.moved, self.stopped = 0., False      # nats a token that the last step found the policy away from the one that drew
 
     def _rows(self, step):
         a_pass = self.cfg.updates//self.cfg.passes
@@ -183,16 +183,18 @@ class PPOBatches(LearnerBatches):
         "The batch of an optimizer step, as `LearnerBatches` has it."
         fresh = step//self.cfg.updates != self.number
         batch = super().at(step)
-        too_far = self.cfg.target_kl > 0 and self.moved > self.cfg.target_kl*self.weight
-        self.stopped, self.moved, self.weight = not fresh and (self.stopped or too_far), 0., 0.
+        self.stopped = not fresh and (self.stopped or self.cfg.target_kl > 0 and self.moved > self.cfg.target_kl)
         self.numbers = self.numbers | {"stopped": float(self.stopped)}
         return batch
 
-    def state_tensors(self): return super().state_tensors() | {"early_stop": torch.tensor([self.moved, self.weight, self.stopped], dtype=torch.float64)}
+    def observe(self, result):                 # `StepResult`, of all processes
+        self.moved = result.metrics.get("kl_step", 0.)
+
+    def state_tensors(self): return super().state_tensors() | {"early_stop": torch.tensor([self.moved, self.stopped], dtype=torch.float64)}
 
     def load_state_tensors(self, tensors):
         tensors = dict(tensors)
-        self.moved, self.weight, self.stopped = tensors.pop("early_stop").tolist()
+        self.moved, self.stopped = tensors.pop("early_stop").tolist()
         self.stopped = bool(self.stopped)
         super().load_state_tensors(tensors)
 
@@ -215,7 +217,7 @@ def prepare_advantages(rollout,    # from `RolloutBatches.sample`
 def actor_critic_loss(model,   # `ActorCritic`
                       batch,   # from `PPOBatches`
                       cfg,     # `PPOConfig`
-                      batches, # `PPOBatches`: is told how far the policy has moved, and says whether it goes on
+                      batches, # `PPOBatches`: says whether the policy goes on
                      ):        # loss sum, number of drawn tokens, metrics
     "PPO's loss in the form that the loop takes; the critic's alone when the policy is done with this rollout."
     mask = batch["labels"][:, 1:] != IGNORE
@@ -227,7 +229,6 @@ def actor_critic_loss(model,   # `ActorCritic`
     logps = rollout_logps(model.policy, batch, cfg.temperature, routers)
     loss, metrics = ppo_loss(logps, batch.get("old_logps"), batch["advantages"], mask, values, batch["values"], batch["returns"], batch.get("ref_logps"),
                              cfg.epsilon, cfg.value_epsilon, cfg.value_coef, cfg.beta)
-    batches.moved, batches.weight = batches.moved + float(metrics["kl_step"])*weight, batches.weight + weight
     if routers:
         extra, balance = router_loss(model.config, routers, batch["segment_ids"] > 0)
         loss, metrics = loss + extra, metrics | balance

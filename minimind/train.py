@@ -392,7 +392,7 @@ def stopped(number, desc, step, total, cfg, checkpointer):
 
 # %% ../nbs/12_train.ipynb #69e058af
 def fit(model,               # a `MiniMind` on its device
-        batches,             # `.at(step) -> dict`, `.steps_per_epoch`; if it likes, `.sources(step)`, and `.numbers`: more to log about the last batch
+        batches,             # `.at(step) -> dict`, `.steps_per_epoch`; if it likes, `.sources(step)`, `.numbers` (more to log about the last batch), `.observe(StepResult)`
         loss_fn,             # `(model, batch) -> (loss sum, weight, metrics)`, the metrics being sums too
         optimizers,          # from `build_optimizer`
         cfg,                 # `TrainConfig`
@@ -433,6 +433,7 @@ def fit(model,               # a `MiniMind` on its device
             factor = lr_factor(step, total, warmup, cfg.schedule, cfg.final_lr)
             optimizers.set_lr(factor)
             result = train_step(model, batch, loss_fn, optimizers, cfg, dtype)
+            if hasattr(batches, "observe"): batches.observe(result)
             result = result._replace(metrics=result.metrics | getattr(batches, "numbers", {}))
             if result.finite: window.add(result); skipped = 0
             else:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_stages import ADAPTERS, config, flags, world  # noqa: F401  (a fixture)
+from test_stages import ADAPTERS, TINY, config, flags, world  # noqa: F401  (a fixture)
 
 from minimind.checkpoint import read_tensors
 from minimind.cli import STAGES
@@ -69,40 +69,41 @@ def weights(run, name="sft"): return read_tensors(run/ADAPTERS.get(name, "model.
 
 
 OPTIONS = dict(steps=6, log_every=1, batch_size=5, lr=1e-3, muon_lr=2e-3)      # five rows for two processes: three and two. Large steps of Adam would blow rounding up
+RUNS = {name: (name, {}) for name in STAGES} | {"ppo that stops early": ("ppo", {"target_kl": 1e-9})}
+
+
+def options(name, changes, world):  # noqa: F811
+    "`OPTIONS`, without what the stage has no setting for."
+    return {k: v for k, v in OPTIONS.items() if TINY[name](world).get(k, 0) is not None} | changes
 
 
 @pytest.fixture(scope="module")
 def both(world, tmp_path_factory):  # noqa: F811
     "Every stage, by one process and by two."
     folder = tmp_path_factory.mktemp("both")
-    for name in STAGES:
-        options = {k: v for k, v in OPTIONS.items() if k != "batch_size" or config_takes(name, world, k)}
-        module, cfg = config(name, world, folder/"one"/name, **options)
+    for run, (name, changes) in RUNS.items():
+        module, cfg = config(name, world, folder/"one"/run, **options(name, changes, world))
         module.run(cfg)
-    jobs = [{"argv": flags(name, world, folder/"two"/name, **{k: v for k, v in OPTIONS.items() if k != "batch_size" or config_takes(name, world, k)})} for name in STAGES]
-    return folder, torchrun(folder, 2, jobs)
+    return folder, torchrun(folder, 2, [{"argv": flags(name, world, folder/"two"/run, **options(name, changes, world))} for run, (name, changes) in RUNS.items()])
 
 
-def config_takes(name, world, field):  # noqa: F811
-    from test_stages import TINY
-    return TINY[name](world).get(field, 0) is not None
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_two_processes_train_as_one(both, name):
+@pytest.mark.parametrize("run", RUNS)
+def test_two_processes_train_as_one(both, run):
     folder, _ = both
-    one, two = losses(folder/"one"/name), losses(folder/"two"/name)
+    one, two = losses(folder/"one"/run), losses(folder/"two"/run)
     assert len(one) == 6 and two == pytest.approx(one, abs=1e-5, rel=1e-5)
-    a, b = weights(folder/"one"/name, name), weights(folder/"two"/name, name)
+    a, b = (weights(folder/n/run, RUNS[run][0]) for n in ("one", "two"))
     assert a.keys() == b.keys()
     for k in a: torch.testing.assert_close(a[k], b[k], rtol=1e-3, atol=1e-4)
-    plain = [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second", "rollout_tokens_per_second")} for line in read_metrics(folder/"two"/name)]
-    for ours, line in zip(plain, read_metrics(folder/"one"/name)): assert ours == pytest.approx({k: line[k] for k in ours}, abs=1e-3, rel=1e-3)
+    clocks = {"seconds", "tokens_per_second", "rollout_tokens_per_second"}
+    for ours, line in zip(read_metrics(folder/"two"/run), read_metrics(folder/"one"/run), strict=True):
+        assert ours.keys() == line.keys() and {k: v for k, v in ours.items() if k not in clocks} == pytest.approx({k: v for k, v in line.items() if k not in clocks}, abs=1e-3, rel=1e-3)
+    if "early" in run: assert [line["stopped"] for line in read_metrics(folder/"two"/run) if "lr" in line] == [0, 0, 1, 1, 0, 0]
 
 
 def test_only_one_speaks(both):
     _, out = both
-    for name in STAGES: assert out.count(f"{name} step 6/6") == 1, name
+    for name in STAGES: assert out.count(f"{name} step 6/6") == [n for n, _ in RUNS.values()].count(name), name
 
 
 def test_any_number_of_processes_goes_on(world, tmp_path):  # noqa: F811
