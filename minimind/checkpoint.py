@@ -30,7 +30,7 @@ from .chat import CHAT_TEMPLATE
 from .data import file_sha256
 from .model import MiniMind, ModelConfig
 from .optim import build_optimizer
-from .train import fit, format_plan, gather, plan, processes, random_state, set_random_state
+from .train import fit, format_plan, gather, others_may_enter, plan, processes, random_state, set_random_state
 
 # %% ../nbs/13_checkpoint.ipynb #5c65f751
 def write_tensors(path, tensors):     # `{name: tensor}`
@@ -416,7 +416,7 @@ def run_stage(cfg,           # a stage's config
              ):              # dict: the last numbers of the run
     "What all stages share: device, precision, optimiser, plan, checkpoints, the loop. Prints the plan before step 0."
     check_start(cfg)
-    if processes()[0] == 0: gather(None)          # what is made of the data lies on the disk: the others, who wait in `work_folder`, may come
+    others_may_enter()
     init = getattr(cfg, "init", "")
     device = get_device(cfg.device)
     dtype = get_dtype(device, cfg.dtype)

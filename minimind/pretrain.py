@@ -19,7 +19,7 @@ from .tokenizer import Tokenizer
 from .data import PackedBatches, build_store, in_heldout, open_texts
 from .model import PRESETS, MiniMind, learnable
 from .losses import causal_lm_loss
-from .train import TrainConfig, gather, process_group, processes
+from .train import TrainConfig, process_group, processes
 from .checkpoint import check_start, checkpoints, load_config, load_pretrained, run_lock, run_stage
 from .evaluate import bits_per_byte
 
@@ -164,12 +164,10 @@ def data_line(batches):                       # `PackedBatches`
 
 @contextmanager
 def work_folder(cfg, dry_run):                # a stage's config
-    "The folder for what is made of the data: the run's own, if the run there may go on with these settings; for a dry run a temporary one, so that nothing is left behind. Of several processes, the others wait here until the first has made it."
+    "The folder for what is made of the data: the run's own, if the run there may go on with these settings; for a dry run a temporary one, so that nothing is left behind. Of several processes, the first makes it."
     check_start(cfg)
     with process_group(get_device(cfg.device)):
-        first = processes()[0] == 0
-        with TemporaryDirectory(ignore_cleanup_errors=True) if dry_run else run_lock(cfg.out) if first else nullcontext() as folder:
-            if not first: gather(None)            # until rank 0 is in `run_stage`
+        with TemporaryDirectory(ignore_cleanup_errors=True) if dry_run else nullcontext() if processes()[0] else run_lock(cfg.out) as folder:
             yield Path(folder if dry_run else cfg.out)
 
 # %% ../nbs/15_pretrain.ipynb #e02051d8

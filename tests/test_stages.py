@@ -25,7 +25,7 @@ SHARED = dict(steps=24, seq_len=64, batch_size=8, micro_batch_size=4, warmup=2, 
 TINY = {
     "pretrain": lambda world: dict(data=(world/"texts.jsonl",), heldout=(world/"more_texts.jsonl",), tokenizer=world/"base", model=world/"shape", eval_bytes=1000),
     "sft":      lambda world: dict(data=(world/"chats.jsonl",), heldout=(world/"more_chats.jsonl",), init=world/"base", eval_rows=8),
-    "lora":     lambda world: dict(data=(world/"chats.jsonl",), heldout=(world/"more_chats.jsonl",), init=world/"base", eval_rows=8, lr=3e-2, r=16, alpha=64.),
+    "lora":     lambda world: dict(data=(world/"chats.jsonl",), heldout=(world/"more_chats.jsonl",), init=world/"base", eval_rows=8, lr=3e-2, muon_lr=None, r=16, alpha=64.),
     "dpo":      lambda world: dict(data=(world/"pairs.jsonl",), heldout=(world/"more_pairs.jsonl",), init=world/"base"),
     "distill":  lambda world: dict(data=(world/"chats.jsonl",), heldout=(world/"more_chats.jsonl",), teacher=world/"base", init=world/"base", eval_rows=8),
     "ppo":      lambda world: REINFORCED | dict(data=(world/"chats.jsonl",), heldout=(world/"more_chats.jsonl",), init=world/"base", updates=4, passes=2),
