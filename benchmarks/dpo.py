@@ -70,7 +70,7 @@ def main():
             common = dict(init=args.init, seed=seed, epochs=args.epochs, eval_rows=0, seq_len=SEQ_LEN, save_every=10_000)
             preferring = dpo.DPOConfig(out=str(folder/f"dpo-{seed}"), lr=args.lr, beta=args.beta, sft_weight=args.sft_weight, **common)
             plain = replace(preferring, out=str(folder/f"plain-{seed}"), sft_weight=0.0)
-            # packed rows of some 5 conversations: 4 rows a step are about as many chosen answers as DPO's 16 pairs, in as many steps; the rates are a tenth of fine-tuning's
+            # packed rows of some 5 conversations: 4 rows a step are about as many chosen answers as DPO's 16 pairs, in one epoch too (65 steps with Muon, where DPO makes 91 with AdamW); the rates are a tenth of fine-tuning's
             copying = sft.SFTConfig(out=str(folder/f"sft-{seed}"), data=chosen, batch_size=4, lr=4e-4, muon_lr=2e-3, **common)
             for name, stage, cfg in (("plain DPO", dpo, plain), ("DPO + loss of the chosen", dpo, preferring), ("fine-tuning on the chosen", sft, copying)):
                 at = time.perf_counter()

@@ -243,7 +243,7 @@ class SettingsChanged(ValueError):
     "A run is to be resumed with settings that would change its result."
 
 # These may change between start and resume: they decide where and how often, not what.
-_FREE = {"max_line_bytes", "on_bad_line", "out", "device", "eval_bytes", "eval_rows", "log_every", "eval_every", "save_every", "keep", "on_nan", "fresh", "micro_batch_size"}
+_FREE = {"max_line_bytes", "on_bad_line", "out", "device", "eval_bytes", "eval_rows", "log_every", "eval_every", "save_every", "keep", "on_nan", "fresh", "micro_batch_size", "reward_timeout", "engine", "engine_model"}
 
 _PATHS = ("data", "heldout", "init", "tokenizer", "teacher", "cache")
 

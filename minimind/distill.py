@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DIVERGENCES', 'divergence', 'check_blend', 'distill_loss', 'bucket', 'live_teacher', 'distill_sums', 'distillation',
-           'PlacedBatches', 'weights_sha256', 'TeacherCache', 'cache_teacher', 'sample_teacher', 'DistillConfig',
-           'data_kind', 'load_teacher', 'make_student', 'run']
+           'PlacedBatches', 'weights_sha256', 'TeacherCache', 'check_cache', 'cache_teacher', 'sample_teacher',
+           'DistillConfig', 'data_kind', 'load_teacher', 'make_student', 'run']
 
 # %% ../nbs/25_distill.ipynb #2f246728
 import hashlib, json, math, os, shutil, sys, time
@@ -26,7 +26,7 @@ from .model import MiniMind, num_parameters
 from .generate import generate, stop_ids
 from .losses import router_loss, shift
 from .train import split_rows
-from .checkpoint import model_tensors, run_stage
+from .checkpoint import load_config, model_tensors, run_stage
 from .evaluate import exact_match
 from .pretrain import NOTHING_HELD_OUT, data_line, load_init, model_shape, work_folder
 from .sft import CHAT_SAMPLES, SFTConfig, heldout_loss, read_questions
@@ -243,6 +243,11 @@ def _write_cache(teacher, batches, folder, meta, temperature, chunk, micro_batch
         for f in (logprobs, ids): f.flush(); os.fsync(f.fileno())
     write_json(folder/"meta.json", meta | {"positions": n})
 
+def check_cache(path, name="path"):     # where a cache is, or shall be; what the caller calls it
+    "Raise `ValueError` for a folder that holds something else."
+    path = Path(path)
+    if path.exists() and not (path/"meta.json").exists() and (path.is_file() or any(path.iterdir())): raise ValueError(f"{name}={str(path)!r} holds other files; a cache needs a folder of its own")
+
 def cache_teacher(teacher,              # a `MiniMind` in eval mode
                   batches,              # `PackedBatches`: what will be trained on
                   path,                 # folder to make; used again as it is when nothing has changed
@@ -263,7 +268,7 @@ def cache_teacher(teacher,              # a `MiniMind` in eval mode
         try: return TeacherCache(path).meta["key"] == key
         except (FileNotFoundError, KeyError): return False
     if made(): return TeacherCache(path)
-    if path.exists() and not (path/"meta.json").exists() and any(path.iterdir()): raise ValueError(f"{path} holds other files; a cache needs a folder of its own")
+    check_cache(path)
     for folder in leftovers(path): shutil.rmtree(folder, ignore_errors=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}-{time.time_ns()}.tmp")
     tmp.mkdir(parents=True)
@@ -309,7 +314,7 @@ class DistillConfig(SFTConfig):
     out: str = "runs/distill"          # folder of the run
     teacher: str = "runs/sft"          # model folder of the teacher; it stays as it is
     model: str = "ci"                  # shape of a new student: a preset, or a folder with a config.json
-    init: str = ""                     # model folder of a student to go on with, with its shape; none: new weights
+    init: str = ""                     # model folder of a student to go on with, with its shape (it wants far lower rates than the default); none: new weights
     data: tuple = ()                   # files, all of conversations (jsonl) or all of text; none: the shipped conversations
     heldout: tuple = ()                # files of the same kind to measure on; none: one document in 50 of `data` is kept out
     alpha: float = 0.5                 # share of the text's own tokens in the loss; the rest is the teacher's. 1: no teacher
@@ -342,6 +347,8 @@ def load_teacher(cfg):                # `DistillConfig`
     "The teacher and its tokenizer; nothing of the teacher will be trained. Raises `FileNotFoundError`, `ValueError`."
     if not (Path(cfg.teacher)/"config.json").is_file(): raise FileNotFoundError(f"teacher={cfg.teacher!r} is not a model folder (it has no config.json); `minimind sft` makes one")
     if Path(cfg.teacher).resolve() == Path(cfg.out).resolve(): raise ValueError(f"teacher and out are both {cfg.out}: the teacher would be overwritten; choose another --out")
+    if cfg.cache_k > (V := load_config(cfg.teacher).vocab_size): raise ValueError(f"cache_k={cfg.cache_k:,}: the teacher's vocabulary has only {V:,} tokens to keep")
+    if cfg.cache: check_cache(cfg.cache, "cache")
     model, tokenizer = load_init(replace(cfg, init=cfg.teacher, model=DistillConfig.model))
     return model.requires_grad_(False), tokenizer
 
@@ -360,9 +367,9 @@ def run(cfg,                # `DistillConfig`
     "Distil: packed rows of text or conversations, at each labelled position the teacher's distribution beside the token; held-out loss, and right answers where they are known."
     with work_folder(cfg, dry_run) as folder:
         files, heldout = cfg.files(CHAT_SAMPLES)
+        teacher, tokenizer = load_teacher(cfg)
         kind, device = data_kind(cfg, files + heldout), get_device(cfg.device)
         questions = read_questions(cfg, heldout) if kind == "sft" else []
-        teacher, tokenizer = load_teacher(cfg)
         seed_everything(cfg.seed)
         model, dtype = make_student(cfg, teacher, tokenizer), get_dtype(device, cfg.dtype)
         def rows(files, name, split):

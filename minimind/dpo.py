@@ -59,6 +59,7 @@ def pair_row(row):          # `{"chosen": [messages], "rejected": [messages]}`, 
     sides = {}
     for side in ("chosen", "rejected"):
         if side not in row: raise ValueError(f"no {side} conversation: the row has {', '.join(map(repr, row))[:200] or 'no fields'}")
+        if isinstance(row[side], str): raise ValueError(f'{side} must be a list of messages [{{"role": …, "content": …}}], not a text; put the prompt in front of both answers')
         try: sides[side] = chat_row({"conversations": row[side], "tools": row.get("tools")})
         except ValueError as e: raise ValueError(f"{e} (in {side})") from None
         if sides[side][0][-1]["role"] != "assistant": raise ValueError(f"no answer: the last message is not the assistant's (in {side})")
@@ -101,9 +102,11 @@ def encode_pair(row,        # `{"chosen": [messages], "rejected": [messages]}`
 # %% ../nbs/21_dpo.ipynb #7dc87dff
 class Pairs(list):
     "A list of `Pair`, and what was left out on the way to it."
-    def __init__(self, pairs=()):
+    def __init__(self, pairs=(), files=()):
         super().__init__(pairs)
-        self.skipped, self.other_split = Counter(), 0
+        self.files, self.skipped, self.other_split = tuple(map(str, files)), Counter(), 0
+
+    def left_out(self): return ", ".join(f"{n:,} × {why}" for why, n in self.skipped.items())
 
     def __str__(self):
         learned = sum(len(p.chosen) + len(p.rejected) for p in self)
@@ -111,7 +114,7 @@ class Pairs(list):
         out = f"{len(self):,} pairs = {tokens:,} tokens, {learned/max(tokens, 1):.0%} of them in the answers"
         if self.other_split: out += f"; held out: {self.other_split:,}"
         if cut := sum(p.cut for p in self): out += f"; prompts that lost their beginning: {cut:,}"
-        return out + ("; left out: " + ", ".join(f"{n:,} × {why}" for why, n in self.skipped.items()) if self.skipped else "")
+        return out + (f"; left out: {self.left_out()}" if self.skipped else "")
 
 def read_pairs(files,         # jsonl files of pairs
                tokenizer,     # `Tokenizer`
@@ -122,7 +125,7 @@ def read_pairs(files,         # jsonl files of pairs
               ):              # `Pairs`
     "Tokenise pairs, once, into memory: two bytes a token. Raises `BadLine`."
     def check(row): return None if mixed and "chosen" not in row and ("answer" in row or "must_contain" in row) else encode_pair(row, tokenizer, seq_len)
-    out = Pairs()
+    out = Pairs(files=files)
     for file in files:
         reader = JsonlReader(file, check=check, **reader_args)
         for line, (prompt, pair) in ((line, item) for line, item in reader if item):
@@ -140,7 +143,9 @@ class PairBatches:
                  seed=0,            # of the order
                  pad_id=0,          # input where there is nothing
                 ):
-        if not pairs: raise ValueError(f"no pair is left (skipped: {dict(pairs.skipped) or 'nothing'}; on the other side of the held-out split: {pairs.other_split})")
+        if not pairs:
+            why = ", ".join(filter(None, (pairs.left_out(), f"{pairs.other_split:,} held out" if pairs.other_split else "")))
+            raise ValueError(f"{', '.join(pairs.files)}: no pair is left to train on ({why or 'there is none'})")
         self.pairs, self.pad_id, self.order = pairs, pad_id or 0, EpochRows(len(pairs), batch_size, seed)
         self.lengths = np.array([[len(p.prompt) + len(answer) for answer in (p.chosen, p.rejected)] for p in pairs])
         self.steps_per_epoch, self.tokens_per_epoch = self.order.steps_per_epoch, int(self.lengths.sum())
@@ -217,7 +222,7 @@ class DPOConfig(StageConfig):
     lr: float = 2e-4                   # peak learning rate of AdamW
     muon_lr: float = 1e-3              # peak learning rate of Muon
     warmup: int = 10                   # optimizer steps of rising learning rate
-    beta: float = 0.1                  # reward for a nat of log-ratio: the larger, the nearer the model stays to the reference
+    beta: float = 0.1                  # reward for a nat of log-ratio: the larger, the nearer the model stays to the reference; ipo wants 1/(2 beta) nats a token, begin near 1
     loss_type: str = "sigmoid"         # sigmoid (DPO), ipo or hinge
     label_smoothing: float = 0.0       # share of the pairs that are taken to be labelled the wrong way round; sigmoid only
     sft_weight: float = 1.0            # of the chosen answers' own loss, nats a token, added to the preference loss; 0: plain DPO
@@ -273,6 +278,7 @@ def run(cfg,                # `DPOConfig`
         read = partial(read_pairs, tokenizer=tokenizer, seq_len=cfg.seq_len, **cfg.reading)
         pairs = read(files, split=None if heldout else "train")
         held = read(heldout, mixed=True) if heldout else read(files, split="heldout")
+        if heldout and cfg.eval_rows and not held and not questions: raise ValueError(f"{', '.join(held.files)}: no usable pair or question ({held.left_out() or 'there is none'})")
         batches = PairBatches(pairs, cfg.batch_size, cfg.seed, tokenizer.pad_id)
         held = PairBatches(held[:cfg.eval_rows], cfg.batch_size, pad_id=tokenizer.pad_id) if held[:cfg.eval_rows] else None
         print(pairs)

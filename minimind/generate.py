@@ -54,6 +54,7 @@ def draw_next(logits,            # `(B, V)`
     if uniform is None: uniform = torch.rand(len(logits)).to(logits.device)
     probs = warp_logits(logits, temperature, top_k, top_p).exp_()          # of the likeliest token 1; not divided by their sum, for that is one more pass over (B, V)
     mass = probs.cumsum(-1)
+    if not bool(mass[:, -1].isfinite().all()): raise ValueError("the model's logits are not finite: its weights are broken")
     tokens = torch.searchsorted(mass, uniform[:, None]*mass[:, -1:], right=True)
     return tokens[:, 0], (probs.gather(1, tokens)/mass[:, -1:]).log()[:, 0]
 

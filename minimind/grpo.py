@@ -133,14 +133,13 @@ class PromptTracker:
                  half_life=0.06,       # drift of the policy, in nats a token, after which an old answer counts half
                  least=0.875,          # ρ of a prompt whose policy has drifted far …
                  most=0.96,            # … and of one whose policy stands still: 1/(1 - ρ) answers are remembered, 8 to 25
-                 first=0.5,            # chance of success before anything is known
+                 first=0.5,            # chance of success before anything is known, a guess that counts as one answer
                 ):
         if not 0 < least <= most < 1: raise ValueError(f"least={least}, most={most}: shares below 1, in this order")
         if not half_life > 0: raise ValueError(f"half_life={half_life}: must be positive")
         if not 0 < first < 1: raise ValueError(f"first={first}: a chance between 0 and 1")
         self.half_life, self.least, self.most = half_life, least, most
-        weight = 1/(1 - least)
-        self.alpha, self.beta = (torch.full((prompts,), share*weight, dtype=torch.float64) for share in (first, 1 - first))
+        self.alpha, self.beta = (torch.full((prompts,), share, dtype=torch.float64) for share in (first, 1 - first))
 
     def value(self, prompts):          # numbers of prompts, `(N,)` int64
         "The expected reward of each prompt, `(N,)` float64: SPO's baseline."
@@ -231,7 +230,7 @@ class SinglePrompts:
         drawn = rollout["labels"][:, 1:] != IGNORE
         ends = (rollout["segment_ids"] > 0).sum(1).tolist()
         for row, prompt in enumerate(prompts.tolist()):
-            self.past[prompt] = rollout["input_ids"][row, :ends[row]], rollout["labels"][row, :ends[row]] != IGNORE, rollout["logps"][row][drawn[row]]
+            self.past[prompt] = rollout["input_ids"][row, :ends[row]].clone(), rollout["labels"][row, :ends[row]] != IGNORE, rollout["logps"][row][drawn[row]]
         return {"advantages": advantages}
 
     def drift(self, prompts):          # list of numbers

@@ -256,14 +256,14 @@ def run_rl(cfg,          # `RLConfig`
         model.to(device)
         reference = copy.deepcopy(model).requires_grad_(False) if cfg.beta else None
         reward = RewardMix(cfg.reward, cfg.reward_timeout, device)
-        engine = ServerEngine(cfg.engine, model, tokenizer, folder/"policy", cfg.engine_model) if cfg.engine else LocalEngine(model, dtype)
+        engine = ServerEngine(cfg.engine, model, tokenizer, folder/"policy", cfg.engine_model) if cfg.engine and not dry_run else LocalEngine(model, dtype)
         def make(prepare, choose=None, kind=LearnerBatches): return kind(prompts, engine, reward, model, reference, cfg, tokenizer, prepare, choose, dtype)
         trained, batches, loss_fn, parts = setup(model, make)
         def evaluate(_):
             numbers = {f"heldout_{k}": v for k, v in measure_reward(model, tokenizer, held, reward, cfg, dtype=dtype).items()}
-            if questions: numbers["exact_match"] = numbers["heldout_reward"] if cfg.reward == ("answer",) and len(questions) == len(held) else exact_match(model, tokenizer, questions)["accuracy"]
+            if questions: numbers["exact_match"] = numbers["heldout_reward"] if cfg.reward == ("answer",) and len(questions) == len(held) else exact_match(model, tokenizer, questions, cfg.max_new_tokens)["accuracy"]
             return numbers
-        return run_stage(cfg, trained, tokenizer, batches, loss_fn, evaluate if held else None, desc, dry_run, ModelFolder(model, tokenizer), {"rollout": batches, **parts})
+        return run_stage(cfg, trained, tokenizer, batches, loss_fn, evaluate if held else None, desc, dry_run, ModelFolder(model, tokenizer), {"rollout": batches, **parts}, [reference] if reference else [])
 
 # %% ../nbs/23_ppo.ipynb #20224cfe
 def run(cfg,                # `PPOConfig`

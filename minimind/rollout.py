@@ -30,6 +30,7 @@ from .data import EpochRows, JsonlReader, check_unicode, in_heldout
 from .losses import lm_logprobs
 from .model import MiniMind
 from .generate import decode_steps, stop_ids
+from .train import from_first
 from .checkpoint import load_config, load_weights, model_tensors, read_tensors, save_pretrained, weight_files, write_tensors
 from .evaluate import answers_row
 from .pretrain import StageConfig
@@ -291,7 +292,9 @@ class RewardMix:
         if len(values) != len(replies): fail(None, f"returned {len(values)} numbers for {len(replies)} replies")
         for i, v in enumerate(values):
             if not hasattr(v, "__float__"): fail(i, f"returned {v!r:.80}, which is no number,")
-            if not math.isfinite(v): fail(i, f"returned {float(v)}")
+            try: number = float(v)
+            except OverflowError: number = math.inf
+            if not abs(number)*max(1, abs(self.weights[name])) < 1e15: fail(i, f"returned {number:g}")      # NaN, or so large that its square would leave float32
         return torch.tensor([float(v) for v in values], dtype=torch.float32)
 
 def _call_in_time(f, rows, replies, timeout):
@@ -299,7 +302,9 @@ def _call_in_time(f, rows, replies, timeout):
     done = []
     def work():
         try: done.append((f(rows, replies), None, None))
-        except BaseException as error: done.append((None, error, culprit(error)))      # also sys.exit: it would only end the thread
+        except BaseException as error:      # also sys.exit: it would only end the thread
+            done.append((None, error, None))
+            done.append((None, error, culprit(error)))
     def culprit(error):
         for i in range(len(rows)):
             try: f(rows[i:i + 1], replies[i:i + 1])
@@ -307,7 +312,7 @@ def _call_in_time(f, rows, replies, timeout):
                 if type(e) is type(error): return i
     thread = threading.Thread(target=work, daemon=True)
     thread.start(); thread.join(timeout)
-    return done[0] if done else None
+    return done[-1] if done else None
 
 # %% ../nbs/22_rollout.ipynb #8369bc2f
 class RewardModel(nn.Module):
@@ -496,14 +501,14 @@ class RolloutBatches:
         out |= {"rewards": total, "prompt": torch.tensor(indices).repeat_interleave(cfg.group_size)}
         if cfg.beta: out["ref_logps"] = score_rows(self.reference, out, cfg.temperature, cfg.micro_batch_size, self.dtype)
         everything = cfg.updates > 1 or not isinstance(self.engine, LocalEngine)      # of a rollout used once the ratio is exactly 1
-        checked = out if everything else cut_rows(out, torch.arange(min(GAP_ROWS, len(total))))
+        checked = out if everything else cut_rows(out, torch.linspace(0, len(total) - 1, min(GAP_ROWS, len(total))).long())
         mine = score_rows(self.policy, checked, cfg.temperature, cfg.micro_batch_size, self.dtype)
         told = (checked["labels"][:, 1:] != IGNORE) & checked["logps"].isfinite()
         gap = (mine - checked["logps"])[told].abs()
         if everything: out["old_logps"] = mine; out["logps"] = torch.where(out["logps"].isfinite(), out["logps"], mine)
         drawn = out["labels"][:, 1:] != IGNORE
         numbers = {"reward": float(total.mean()), "reward_std": float(total.std(correction=0)), **{f"reward_{name}": float(v.mean()) for name, v in each.items() if len(each) > 1},
-                   "truncated": float(out["truncated"].float().mean()), "completion_tokens": float(drawn.sum()/len(drawn)), "entropy": -float(out["logps"][drawn].mean()),
+                   "truncated": float(out["truncated"].float().mean()), "completion_tokens": float(drawn.sum()/len(drawn)), "entropy": -float(out["old_logps" if everything else "logps"][drawn].mean()),
                    "rollout_tokens_per_second": float(drawn.sum())/seconds}
         if cfg.group_size > 1: numbers["zero_variance"] = float((total.view(-1, cfg.group_size).amax(1) == total.view(-1, cfg.group_size).amin(1)).float().mean())
         if len(gap): numbers["sampler_gap"] = float(gap.mean())
@@ -517,7 +522,7 @@ class RolloutBatches:
     def at(self, step):
         "The batch of an optimizer step; at the first of a rollout the rollout is drawn, with the weights as they are. Raises `RewardError`, `EngineError`."
         if step//self.cfg.updates != self.number:
-            self.rollout, self.numbers = self.sample(step//self.cfg.updates)
+            self.rollout, self.numbers = from_first(lambda: self.sample(step//self.cfg.updates))      # of several processes one draws for all
             self.number = step//self.cfg.updates
         return cut_rows(self.rollout, self._rows(step))
 
@@ -568,14 +573,15 @@ class ServerEngine:
         self.name, self.timeout, self.parallel, self.stop = name or str(folder), timeout, parallel, stop_ids(model)
         self.kind = ""                     # "sglang" or "openai", found out when first needed
 
-    def _call(self, route, body=None):
-        # the JSON of the answer; None if there is no such route
+    def _call(self, route, body=None, needed=False):
+        # the JSON of the answer; None if there is no such route and it is not needed
         request = urllib.request.Request(self.url + route, None if body is None else json.dumps(body).encode(), {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as answer: text = answer.read()
         except urllib.error.HTTPError as e:
-            if e.code in (404, 405): return None
-            raise EngineError(f"{self.url}{route}: HTTP {e.code}: {e.read(500).decode(errors='replace')}") from None
+            if e.code in (404, 405) and not needed: return None
+            hint = f" (if it does not know the model {self.name!r}, say how it calls it: --engine-model)" if e.code == 404 else ""
+            raise EngineError(f"{self.url}{route}: HTTP {e.code}: {e.read(500).decode(errors='replace')}{hint}") from None
         except OSError as e: raise EngineError(f"{self.url}{route}: {getattr(e, 'reason', e)}; is the server running?") from None
         try: return json.loads(text) if text.strip() else {}
         except ValueError: return {}
@@ -616,7 +622,7 @@ class ServerEngine:
     def _ask_openai(self, prompt, G, max_new_tokens, temperature, seed):
         body = {"model": self.name, "prompt": list(prompt), "n": G, "max_tokens": max_new_tokens, "temperature": temperature, "top_p": 1.0, "seed": seed % 2**31,
                 "logprobs": 0, "return_token_ids": True, "return_tokens_as_token_ids": True}
-        answer = self._call("/v1/completions", body)
+        answer = self._call("/v1/completions", body, needed=True)
         if not answer or not isinstance(answer.get("choices"), list): raise EngineError(f"{self.url}/v1/completions does not answer as OpenAI's: {answer!r:.200}")
         out = []
         for choice in sorted(answer["choices"], key=lambda c: c.get("index", 0)):
@@ -629,7 +635,7 @@ class ServerEngine:
 
     def _ask_sglang(self, prompt, G, max_new_tokens, temperature, seed):
         options = {"n": G, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": 1.0, "top_k": -1, "sampling_seed": seed % 2**31}
-        answer = self._call("/generate", {"input_ids": list(prompt), "sampling_params": options, "return_logprob": True})
+        answer = self._call("/generate", {"input_ids": list(prompt), "sampling_params": options, "return_logprob": True}, needed=True)
         out = []
         for item in answer if isinstance(answer, list) else [answer]:
             try: told, reason = item["meta_info"]["output_token_logprobs"], (item["meta_info"]["finish_reason"] or {}).get("type")

@@ -371,12 +371,20 @@ def test_refusals(rows, world, tmp_path):
 @pytest.mark.parametrize("changes, error, message", [
     (dict(init="stranger", model="ci"), ValueError, "different tokenizers"), (dict(init="wider", model="ci"), ValueError, "316 logits a position and the teacher 310"),
     (dict(teacher="nowhere"), FileNotFoundError, "not a model folder"), (dict(model="nothing"), ValueError, "neither a preset"), (dict(seq_len=300), ValueError, "max_position_embeddings=256"),
+    (dict(cache_k=9999), ValueError, "cache_k=9,999: the teacher's vocabulary has only 310 tokens"), (dict(cache_k=4, cache="student"), ValueError, "cache='.*student' holds other files"),
     (dict(data=("chats.jsonl", "texts.jsonl")), ValueError, "one kind at a time"), (dict(out="teacher"), ValueError, "would be overwritten")])
 def test_a_run_says_what_is_wrong(world, tmp_path, changes, error, message):
     spelt = {k: tuple(str(world/f) for f in v) if isinstance(v, tuple) else str(world/v) if isinstance(v, str) and v != "ci" else v for k, v in changes.items()}
     before = sorted(p.name for p in (world/"teacher").iterdir())
     with pytest.raises(error, match=message): distill.run(config(world, tmp_path/"run", **spelt) if "out" not in spelt else config(world, **spelt))
     assert not (tmp_path/"run"/"store").exists() and sorted(p.name for p in (world/"teacher").iterdir()) == before
+
+
+@pytest.mark.parametrize("changes", [dict(cache_k=9999), dict(cache_k=4, cache="student")])
+def test_a_cache_that_cannot_be_is_refused_before_anything_is_read(world, tmp_path, monkeypatch, changes):
+    def never(*a, **kw): raise AssertionError("too late")
+    for name in ("load_init", "build_store", "read_questions", "cache_teacher"): monkeypatch.setattr(distill, name, never)
+    with pytest.raises(ValueError, match="cache"): distill.run(config(world, tmp_path/"run", **changes | ({"cache": str(world/"student")} if "cache" in changes else {})))
 
 
 def contents(folder): return {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()}

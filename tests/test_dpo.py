@@ -158,7 +158,9 @@ def row(prompt, chosen, rejected, **more): return {"chosen": [*prompt, assistant
 BROKEN = {
     "no rejected conversation": {"chosen": [user("q"), assistant("a")]},
     "no chosen conversation: the row has 'conversations'": {"conversations": [user("q"), assistant("a")]},
-    "a conversation needs a list of messages under 'conversations' or 'messages' (in chosen)": {"chosen": "yes", "rejected": "no"},
+    'chosen must be a list of messages [{"role": …, "content": …}], not a text; put the prompt in front of both answers': {"prompt": "q", "chosen": "yes", "rejected": "no"},
+    "rejected must be a list of messages": {"chosen": [user("q"), assistant("a")], "rejected": "no"},
+    "a conversation needs a list of messages under 'conversations' or 'messages' (in chosen)": {"chosen": 7, "rejected": "no"},
     "message 0: unknown role 'robot', expected one of system, user, assistant, tool (in rejected)": {"chosen": [user("q"), assistant("a")], "rejected": [{"role": "robot", "content": "b"}, assistant("c")]},
     "message 1: content must be a string, got int (in rejected)": {"chosen": [user("q"), assistant("a")], "rejected": [user("q"), {"role": "assistant", "content": 3}]},
     "message 1: empty assistant reply (in rejected)": row([user("q")], "a", " "),
@@ -232,7 +234,7 @@ def test_an_answer_that_does_not_fit_is_named_or_counted(tmp_path, tokenizer):
     path = write_rows(tmp_path/"pairs.jsonl", [row([user("q")], "a", "b"), row([user("q")], "word "*40, "b")])
     with pytest.raises(BadLine, match="pairs.jsonl:2: answer too long"): read_pairs([path], tokenizer, 32)
     assert dict(read_pairs([path], tokenizer, 32, on_bad_line="skip").skipped) == {"answer too long": 1}
-    with pytest.raises(ValueError, match="no pair is left .skipped: {'answer too long': 1}"):
+    with pytest.raises(ValueError, match=r"one.jsonl: no pair is left to train on \(1 × answer too long\)"):
         PairBatches(read_pairs([write_rows(tmp_path/"one.jsonl", [row([user("q")], "word "*40, "b")])], tokenizer, 32, on_bad_line="skip"), 4)
 
 
@@ -464,6 +466,19 @@ def test_without_held_out_files_a_part_is_kept_out(world, tmp_path, tokenizer, c
     assert "heldout_accuracy" in last and "held out: " in capsys.readouterr().out
     last = dpo.run(config(world, tmp_path/"few", heldout=(), data=write_rows(tmp_path/"few.jsonl", [row([user("q")], "a", "b")]), steps=1))
     assert "heldout_accuracy" not in last and "nothing is held out" in capsys.readouterr().out
+
+
+def test_held_out_files_without_anything_usable_are_named(world, tmp_path):
+    texts = write_rows(tmp_path/"texts.jsonl", [{"text": "a"}]*3)
+    with pytest.raises(ValueError, match=r"texts.jsonl: no usable pair or question \(3 × no chosen conversation\)"):
+        dpo.run(config(world, tmp_path/"run", heldout=texts, on_bad_line="skip"))
+    with pytest.raises(ValueError, match=r"empty.jsonl: no usable pair or question \(there is none\)"): dpo.run(config(world, tmp_path/"run", heldout=write_rows(tmp_path/"empty.jsonl", [])))
+    assert "step" in dpo.run(config(world, tmp_path/"run", heldout=world/"questions.jsonl", steps=1))        # questions alone are enough
+
+
+def test_training_files_without_a_pair_are_named(world, tmp_path):
+    same = write_rows(tmp_path/"same.jsonl", [row([user("q")], "a", "a")])
+    with pytest.raises(ValueError, match=r"same.jsonl: no pair is left to train on \(1 × equal answers\)"): dpo.run(config(world, tmp_path/"run", data=same, on_bad_line="skip"))
 
 
 # --- the shipped pairs

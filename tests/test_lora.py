@@ -1,6 +1,7 @@
 "LoRA against PEFT in both directions, merging, several adapters, 8 bits, exact resume, and every adapter folder that can't be used."
 import json
 import re
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -345,8 +346,33 @@ def test_round_trip(tmp_path):
     again = load_lora(base(), tmp_path, "yours")
     assert lora_adapters(again) == {"yours": Adapter(**spec)} and torch.equal(logits(again), logits(model))
     assert read_json(tmp_path/"adapter_config.json")["base_model_name_or_path"] == "runs/base"
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors", "base.json"]
     assert from_peft_config(json.loads(json.dumps(to_peft_config(Adapter(**spec), "")))) == Adapter(**spec)
+
+
+def test_an_adapter_on_another_base_warns(tmp_path):
+    "Of the same shape it would load without complaint; the base's own files are not needed for it."
+    def said(model, folder=tmp_path):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            load_lora(model, folder)
+        assert lora_adapters(model)
+        return [str(w.message) for w in caught]
+    save_lora(randomise(apply_lora(base(), r=2)), tmp_path, "runs/base")
+    assert said(base()) == []
+    [message] = said(base(seed=1))
+    assert "was trained on other weights than these, those of runs/base" in message and "its answers will be off" in message
+    replaced = base()
+    replaced.model.layers[1].mlp.up_proj.weight.data[0, 0] += 1e-3
+    assert said(replaced)
+    for change in (quantize_base, merge_lora, lambda m: apply_lora(m, adapter="second")):       # what the base was before is what counts
+        save_lora(change(randomise(apply_lora(base(), r=2))), tmp_path/"changed", "runs/base", "default")
+        assert said(base(), tmp_path/"changed") == []
+    second = load_lora(base(), tmp_path)
+    with warnings.catch_warnings(): warnings.simplefilter("error"); load_lora(second, tmp_path, "again")        # beside another adapter
+    assert said(merged_model(second)), "a model with an adapter in its weights is another base"
+    (tmp_path/"base.json").unlink()
+    assert said(base(seed=1)) == [], "PEFT's folders say nothing about their base"
 
 
 # ---- the stage -------------------------------------------------------------------------------------------------------
@@ -374,7 +400,7 @@ def test_a_run_leaves_a_peft_folder_and_the_base_as_it_was(world, tmp_path):
     losses = [m["loss"] for m in read_metrics(tmp_path/"run") if "loss" in m]
     assert losses[-1] < losses[0] and last["heldout_loss"] > 0 and 0 <= last["exact_match"] <= 1
     assert {f.name: f.read_bytes() for f in (world/"base").iterdir()} == before
-    assert sorted(f.name for f in (tmp_path/"run").glob("*.*") if not f.name.startswith(".")) == ["adapter_config.json", "adapter_model.safetensors", "metrics.jsonl"]
+    assert sorted(f.name for f in (tmp_path/"run").glob("*.*") if not f.name.startswith(".")) == ["adapter_config.json", "adapter_model.safetensors", "base.json", "metrics.jsonl"]
     for step in (tmp_path/"run"/"trainer").iterdir():
         weights, optimizer = read_tensors(step/"adapter_model.safetensors"), read_tensors(step/"optimizer.safetensors")
         assert all("lora_" in k for k in (*weights, *optimizer)) and sorted(f.name for f in step.iterdir()) == ["adapter_model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"]
@@ -416,7 +442,8 @@ def test_a_resume_with_other_settings_is_refused(world, tmp_path):
         with pytest.raises(ValueError, match=message): lora.run(config(world, tmp_path, steps=2) if not changes else replace(config(world, tmp_path, steps=2), **changes))
 
 
-@pytest.mark.parametrize("changes, message", [(dict(r=0), "r=0"), (dict(dropout=1.5), "dropout=1.5"), (dict(target_modules=()), "is empty")])
+@pytest.mark.parametrize("changes, message", [(dict(r=0), "r=0"), (dict(dropout=1.5), "dropout=1.5"), (dict(target_modules=()), "is empty"),
+                                              (dict(optimizer="muon"), "optimizer='muon' would have no effect"), (dict(muon_lr=0.5), "muon_lr=0.5 would have no effect")])
 def test_a_config_that_cannot_be_is_refused_at_once(changes, message):
     with pytest.raises(ValueError, match=message): LoRAConfig(**changes)
 

@@ -17,7 +17,7 @@ from hypothesis import given, strategies as st
 from minimind.losses import causal_lm_loss, lm_loss
 from minimind.model import MiniMind, ModelConfig, num_parameters
 from minimind.optim import build_optimizer, lr_factor
-from minimind.train import (MAX_SKIPS, MetricsLog, NonFinite, TrainConfig, Window, compute_gradients, count_tokens, fit, format_line, format_plan, format_seconds,
+from minimind.train import (MAX_SKIPS, MetricsLog, NonFinite, StepResult, TrainConfig, Window, compute_gradients, count_tokens, fit, format_line, format_plan, format_seconds,
                             odd_first_loss, plan, random_state, read_metrics, same_random_numbers, split_rows, stop_signals, total_steps, train_step)
 
 V = 61
@@ -586,6 +586,15 @@ def test_window_survives_json():
     window.update(steps=2, tokens=10, seconds=0.1, weight=3., loss=7.)
     again = Window(json.loads(json.dumps(dict(window))))
     assert again == window and again.line(2, 0.1, 1.)["loss"] == 7/3 and "no good step" in format_line(Window(steps=1, tokens=1, seconds=1., skipped=1).line(1, .1, 1.))
+
+
+def test_a_number_that_not_every_step_has_is_a_mean_of_those_that_do():
+    window = Window()
+    window.add(StepResult(1., 10., 0., {"kl": 4.}), {"reward": 1.})
+    window.add(StepResult(2., 90., 0., {}), {"reward": 0.})
+    window.update(steps=2, tokens=2, seconds=1.)
+    line = window.line(2, .1, 1.)
+    assert (line["loss"], line["kl"], line["reward"]) == (1.9, 4., .5) and not any(k.startswith("weight") for k in line)
 
 
 def test_a_metric_may_not_take_a_name_of_the_log(tmp_path):
