@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['write_tensors', 'read_tensors', 'hf_model_type', 'to_hf_config', 'from_hf_config', 'tokenizer_config',
-           'generation_config', 'hf_views', 'model_tensors', 'write_folder', 'save_pretrained', 'load_weights',
-           'load_config', 'weight_files', 'load_model', 'load_pretrained', 'SettingsChanged', 'checkpoints',
-           'refuse_changes', 'check_start', 'run_lock', 'ModelFolder', 'Checkpointer', 'run_stage']
+           'generation_config', 'hf_views', 'model_tensors', 'weights_sha256', 'write_folder', 'save_pretrained',
+           'load_weights', 'load_config', 'weight_files', 'load_model', 'load_pretrained', 'SettingsChanged',
+           'checkpoints', 'refuse_changes', 'check_start', 'run_lock', 'ModelFolder', 'Checkpointer', 'run_stage']
 
 # %% ../nbs/13_checkpoint.ipynb #91ac7c14
 import errno
+import hashlib
 import json
 import os
 import re
@@ -156,6 +157,14 @@ def hf_views(model):           # a `MiniMind`
 def model_tensors(model):      # a `MiniMind`
     "The weights by Hugging Face's names."
     return {k: views[0] if len(views) == 1 else torch.cat(views) for k, views in hf_views(model).items()}
+
+def weights_sha256(model):     # without adapters
+    "sha256 of all weights under their names: whose they are, wherever their files lie."
+    digest = hashlib.sha256()
+    for name, p in sorted(model.named_parameters()):
+        digest.update(name.encode())
+        digest.update(p.detach().float().cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 def write_folder(path, config, tokenizer, dtype, put_weights):     # folder; `ModelConfig`; `Tokenizer` or None; of the weights; called with the file that they go to
     "Make a model folder. `config.json`, without which it is no model folder, is taken away first if it would not fit, and written last."

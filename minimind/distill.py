@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DIVERGENCES', 'divergence', 'check_blend', 'distill_loss', 'bucket', 'live_teacher', 'distill_sums', 'distillation',
-           'PlacedBatches', 'weights_sha256', 'TeacherCache', 'check_cache', 'cache_teacher', 'sample_teacher',
-           'DistillConfig', 'data_kind', 'load_teacher', 'make_student', 'run']
+           'PlacedBatches', 'TeacherCache', 'check_cache', 'cache_teacher', 'sample_teacher', 'DistillConfig',
+           'data_kind', 'load_teacher', 'make_student', 'run']
 
 # %% ../nbs/25_distill.ipynb #2f246728
-import hashlib, json, math, os, shutil, sys, time
+import json, math, os, shutil, sys, time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from .model import MiniMind, num_parameters
 from .generate import generate, stop_ids
 from .losses import router_loss, shift
 from .train import split_rows
-from .checkpoint import load_config, model_tensors, run_stage
+from .checkpoint import load_config, run_stage, weights_sha256
 from .evaluate import exact_match
 from .pretrain import NOTHING_HELD_OUT, data_line, load_init, model_shape, work_folder
 from .sft import CHAT_SAMPLES, SFTConfig, heldout_loss, read_questions
@@ -188,14 +188,6 @@ class PlacedBatches:
         return batch | {"places": torch.where(batch["segment_ids"] > 0, start + batch["position_ids"], -1)}
 
 # %% ../nbs/25_distill.ipynb #8e56057e
-def weights_sha256(model):            # a `MiniMind`
-    "sha256 of a model's weights and shape: who a teacher is, wherever its files lie."
-    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    for name, tensor in sorted(model_tensors(model).items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
 class TeacherCache:
     "A teacher's largest log-probabilities at every labelled position of a store, in memory-mapped files."
     def __init__(self, path):         # folder made by `cache_teacher`
@@ -263,7 +255,7 @@ def cache_teacher(teacher,              # a `MiniMind` in eval mode
     if not 1 <= k <= V: raise ValueError(f"k={k}: must be from 1 to the vocabulary's {V:,}")
     check_blend(0, temperature, "forward")
     placed = PlacedBatches(batches)
-    key = dict(version=1, teacher=weights_sha256(teacher), **batches.identity, seq_len=batches.seq_len, k=k, temperature=float(temperature), computed=str(dtype).removeprefix("torch."))
+    key = dict(version=1, teacher=[weights_sha256(teacher), teacher.config.to_dict()], **batches.identity, seq_len=batches.seq_len, k=k, temperature=float(temperature), computed=str(dtype).removeprefix("torch."))
     def made():
         try: return TeacherCache(path).meta["key"] == key
         except (FileNotFoundError, KeyError): return False
@@ -386,7 +378,7 @@ def run(cfg,                # `DistillConfig`
         source = teacher.to(device)
         with precision(device, dtype): known = f", held-out loss {heldout_loss(cfg, teacher, held):.3f} nats" if held and not dry_run else ""
         print(f"teacher: {num_parameters(teacher.config):,} parameters{known}")
-        batches = PlacedBatches(batches, {"teacher_sha256": weights_sha256(teacher)})
+        batches = PlacedBatches(batches, {"teacher_sha256": weights_sha256(teacher), "teacher_config": teacher.config.to_dict()})
         if cfg.cache_k and not dry_run:         # from here on the teacher itself is not needed
             source = cache_teacher(teacher, batches.batches, cfg.cache or folder/"teacher", cfg.cache_k, cfg.temperature, micro_batch_size=cfg.micro_batch_size, dtype=dtype, progress=sys.stderr.isatty())
             teacher = None

@@ -291,5 +291,5 @@ def run(cfg,                # `DPOConfig`
             weights = [file_sha256(f) for f in weight_files(cfg.init)]
             model.to(device)
             for name, b in {"train": batches, "heldout": held}.items():      # the model is still the reference
-                if b: b.reference = cached_reference(folder/"reference"/f"{name}.safetensors", [weights, b.identity, cfg.seq_len, str(dtype)], partial(ask, b))
+                if b: b.reference = cached_reference(folder/"reference"/f"{name}.safetensors", [weights, model.config.to_dict(), b.identity, cfg.seq_len, str(dtype)], partial(ask, b))
         return run_stage(cfg, model, tokenizer, batches, partial(preference_loss, cfg=cfg), evaluate if held or questions else None, "dpo", dry_run)

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minimind import distill
-from minimind.checkpoint import load_pretrained, save_pretrained, to_hf_config
+from minimind.checkpoint import load_pretrained, save_pretrained, to_hf_config, weights_sha256
 from minimind.core import IGNORE
 from minimind.data import JsonlReader, PackedBatches, build_store
 from minimind.distill import (DIVERGENCES, DistillConfig, PlacedBatches, TeacherCache, bucket, cache_teacher, distill_loss, distill_sums, distillation, divergence,
-                              live_teacher, sample_teacher, weights_sha256)
+                              live_teacher, sample_teacher)
 from minimind.losses import causal_lm_loss, lm_loss, shift
 from minimind.model import MiniMind, ModelConfig
 from minimind.sft import SFTConfig

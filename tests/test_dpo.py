@@ -15,7 +15,7 @@ from hypothesis import given, strategies as st
 from minimind import dpo, train
 from minimind.chat import encode_chat
 from minimind.checkpoint import load_pretrained, read_tensors, save_pretrained, write_tensors
-from minimind.core import IGNORE, sample
+from minimind.core import IGNORE, read_json, sample, write_json
 from minimind.data import BadLine, JsonlReader
 from minimind.dpo import (PREFERENCE_LOSSES, DPOConfig, PairBatches, Pairs, cached_reference, dpo_loss, encode_pair, measure_pairs, pair_logps,
                           pair_row, preference_loss, read_pairs, reference_logps)
@@ -376,6 +376,8 @@ def world(tmp_path_factory, tokenizer):
     save_pretrained(MiniMind(ModelConfig(**SHAPE)), tokenizer, world/"init")
     torch.manual_seed(1)
     save_pretrained(MiniMind(ModelConfig(**SHAPE)), tokenizer, world/"other")
+    shutil.copytree(world/"init", world/"turned")
+    write_json(world/"turned"/"config.json", read_json(world/"turned"/"config.json") | {"rope_theta": 500., "rope_parameters": {"rope_type": "default", "rope_theta": 500.}})     # the same weights, another model
     rows = [row([user(f"What is {n}?")], f"It is {n}.", f"No {n}.") for n in range(48)]
     write_rows(world/"pairs.jsonl", rows[:40])
     write_rows(world/"held.jsonl", rows[40:])
@@ -413,7 +415,7 @@ def test_the_kept_reference_is_that_of_the_first_model(finished, world, tokenize
     torch.testing.assert_close(read_tensors(world/"run"/"reference"/"train.safetensors")["logps"], reference_logps(first, batches), rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("change", [dict(init="other"), dict(data="held.jsonl", heldout="questions.jsonl"), dict(seq_len=63)])
+@pytest.mark.parametrize("change", [dict(init="other"), dict(init="turned"), dict(data="held.jsonl", heldout="questions.jsonl"), dict(seq_len=63)])
 def test_a_stale_reference_is_asked_again(change, world, finished, tmp_path, monkeypatch):
     shutil.copytree(world/"run"/"reference", tmp_path/"run"/"reference")
     calls, real = [], dpo.reference_logps
