@@ -47,13 +47,14 @@ def measure(folder, first, heldout):
     skills = {skill: (float(np.mean([r for r, row in zip(earned.tolist(), rows) if row["skill"] == skill])), float(np.mean([r for r, row in zip(right.tolist(), rows) if row["skill"] == skill]))) for skill in sorted({row["skill"] for row in rows})}
     flat = [c for group in sampled for c in group]
     return dict(reward=float(earned.mean()), exact_match=float(right.mean()), tokens=float(np.mean([len(c.ids) for c in flat])), truncated=float(np.mean([c.truncated for c in flat])), kl=float(kl.mean()),
-                skills=skills, each=[round(x, 2) for x in earned.tolist()])
+                skills=skills, each=[round(x, 3) for x in earned.tolist()])
 
 
 def paired_change(before, after, draws=10_000):     # `(N,)`; `(seeds, N)`
-    "Mean change of the reward, and its 95 % interval over resampled problems."
-    change = np.mean(after, 0) - np.array(before)
-    means = change[np.random.default_rng(0).integers(len(change), size=(draws, len(change)))].mean(1)
+    "Mean change of the reward, and its 95 % interval over resampled problems and resampled seeds."
+    change, random = np.array(after) - np.array(before), np.random.default_rng(0)
+    seeds, problems = (random.integers(n, size=(draws, n)) for n in change.shape)
+    means = np.array([change[np.ix_(s, p)].mean() for s, p in zip(seeds, problems)])
     return dict(mean=float(change.mean()), low=float(np.quantile(means, .025)), high=float(np.quantile(means, .975)))
 
 
