@@ -21,15 +21,14 @@ from tqdm.auto import tqdm
 
 from .core import IGNORE, compute_dtype, get_device, get_dtype, precision, read_json, seed_everything, sync_file, write_json, write_text
 from .chat import encode_chat, parse_conversation
-from .data import JsonlReader, PackedBatches, build_store, is_jsonl, leftovers
+from .data import JsonlReader, is_jsonl, leftovers
 from .model import MiniMind, num_parameters
 from .generate import generate, stop_ids
 from .losses import router_loss, shift
 from .train import split_rows
 from .checkpoint import load_config, run_stage, weights_sha256
-from .evaluate import exact_match
-from .pretrain import NOTHING_HELD_OUT, data_line, load_init, model_shape, work_folder
-from .sft import CHAT_SAMPLES, SFTConfig, heldout_loss, read_questions
+from .pretrain import load_init, model_shape, work_folder
+from .sft import CHAT_SAMPLES, SFTConfig, heldout_loss, read_questions, split_batches
 
 # %% ../nbs/25_distill.ipynb #b350b214
 DIVERGENCES = ("forward", "reverse", "jsd")
@@ -364,17 +363,7 @@ def run(cfg,                # `DistillConfig`
         questions = read_questions(cfg, heldout) if kind == "sft" else []
         seed_everything(cfg.seed)
         model, dtype = make_student(cfg, teacher, tokenizer), get_dtype(device, cfg.dtype)
-        def rows(files, name, split):
-            store = build_store(files, tokenizer, folder/name, kind=kind, split=split, **cfg.reading, progress=sys.stderr.isatty())
-            return PackedBatches(store, cfg.seq_len, cfg.batch_size, cfg.seed, on_bad_line=cfg.on_bad_line)
-        batches = rows(files, "store", None if heldout else "train")
-        kept_out = (heldout, None) if heldout else (files, "heldout") if batches.store.meta["other_split"] else None
-        held = rows(kept_out[0], "heldout", kept_out[1]) if kept_out and cfg.eval_rows else None
-        def evaluate(model):
-            numbers = {"heldout_loss": heldout_loss(cfg, model, held)}
-            return numbers | ({"exact_match": exact_match(model, tokenizer, questions)["accuracy"]} if questions else {})
-        print(data_line(batches))
-        if not held and cfg.eval_rows: print(NOTHING_HELD_OUT)
+        batches, held, evaluate = split_batches(cfg, files, heldout, questions, tokenizer, folder, kind)
         source = teacher.to(device)
         with precision(device, dtype): known = f", held-out loss {heldout_loss(cfg, teacher, held):.3f} nats" if held and not dry_run else ""
         print(f"teacher: {num_parameters(teacher.config):,} parameters{known}")
@@ -382,4 +371,4 @@ def run(cfg,                # `DistillConfig`
         if cfg.cache_k and not dry_run:         # from here on the teacher itself is not needed
             source = cache_teacher(teacher, batches.batches, cfg.cache or folder/"teacher", cfg.cache_k, cfg.temperature, micro_batch_size=cfg.micro_batch_size, dtype=dtype, progress=sys.stderr.isatty())
             teacher = None
-        return run_stage(cfg, model, tokenizer, batches, distillation(source, cfg.alpha, cfg.temperature, cfg.kind), evaluate if held else None, "distill", dry_run)
+        return run_stage(cfg, model, tokenizer, batches, distillation(source, cfg.alpha, cfg.temperature, cfg.kind), evaluate, "distill", dry_run)
