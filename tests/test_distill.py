@@ -383,7 +383,7 @@ def test_a_run_says_what_is_wrong(world, tmp_path, changes, error, message):
 @pytest.mark.parametrize("changes", [dict(cache_k=9999), dict(cache_k=4, cache="student")])
 def test_a_cache_that_cannot_be_is_refused_before_anything_is_read(world, tmp_path, monkeypatch, changes):
     def never(*a, **kw): raise AssertionError("too late")
-    for name in ("load_init", "build_store", "read_questions", "cache_teacher"): monkeypatch.setattr(distill, name, never)
+    for name in ("load_init", "split_batches", "read_questions", "cache_teacher"): monkeypatch.setattr(distill, name, never)
     with pytest.raises(ValueError, match="cache"): distill.run(config(world, tmp_path/"run", **changes | ({"cache": str(world/"student")} if "cache" in changes else {})))
 
 
