@@ -1,3 +1,7 @@
-import sys
-from minimind.cli import main
-sys.exit(main())
+"`python -m minimind`, also as one of the processes that `torchrun` starts."
+from minimind.cli import leave, main
+
+if __name__ == "__main__":
+    try: code = main()
+    except SystemExit as e: code = e.code
+    leave(code)

@@ -93,11 +93,16 @@ def stop_ids(model, eos_token_id=None):      # an id, several, or None for the c
 def _uniforms(seed, rows, steps):
     # A row has its own stream of random numbers: its text depends neither on its neighbours nor on the device.
     if seed is None: return torch.rand(rows, steps)
-    if hasattr(seed, "__index__"): seed = int(seed)                       # numpy's numbers too
-    if isinstance(seed, int): subseeds = torch.randint(2**63 - 1, (rows,), generator=torch.Generator().manual_seed(seed)).tolist()
-    elif len(seed) != rows: raise ValueError(f"{len(seed)} seeds for {rows} prompts; give one for each, or one number for all")
-    else: subseeds = [torch.randint(2**63 - 1, (1,), generator=torch.Generator().manual_seed(s)).item() for s in seed]
-    return torch.stack([torch.rand(steps, generator=torch.Generator().manual_seed(s)) for s in subseeds])
+    if hasattr(seed, "__index__"): return _streams(int(seed), rows, steps)      # numpy's numbers too
+    if len(seed) != rows: raise ValueError(f"{len(seed)} seeds for {rows} prompts; give one for each, or one number for all")
+    return torch.cat([_streams(int(s), 1, steps) for s in seed])
+
+def _streams(seed, rows, steps):
+    def stream(part):
+        subseeds = torch.randint(2**63 - 1, (rows,), generator=torch.Generator().manual_seed(part)).tolist()
+        return torch.stack([torch.rand(steps, generator=torch.Generator().manual_seed(s)) for s in subseeds])
+    if not (high := seed >> 32): return stream(seed)
+    return (stream(seed) + stream(high)) % 1       # torch's generator takes only 32 bits of a seed, so that of a million rows some would share a stream; a longer seed is two streams, added
 
 # %% ../nbs/09_generate.ipynb #a4d5eda0
 def _repeat(cache, copies, whole):      # a cache that is filled; how often; an empty one with room for all rows

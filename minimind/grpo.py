@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from .core import IGNORE
 from .losses import router_loss
-from .rollout import RLConfig, rollout_logps, score_rows
+from .rollout import NOTHING, RLConfig, by_rows, rollout_logps, score_rows
 from .ppo import clipped_loss, k3, run_rl, whiten
 
 # %% ../nbs/24_grpo.ipynb #4bb511d0
@@ -114,7 +114,7 @@ def policy_loss(model,     # a `MiniMind`
     if routers:
         extra, balance = router_loss(model.config, routers, batch["segment_ids"] > 0)
         loss, metrics = loss + extra, {"policy_loss": loss.detach()} | metrics | balance
-    weight = len(mask) if cfg.loss_type in PER_SEQUENCE else int(mask.sum())
+    weight = len(mask) if cfg.loss_type in PER_SEQUENCE else int(mask.sum()) or NOTHING
     return loss*weight, weight, {k: v*weight for k, v in metrics.items()}
 
 # %% ../nbs/24_grpo.ipynb #ef81f0fe
@@ -215,9 +215,8 @@ class SinglePrompts:
 
     def choose(self, number):          # of the rollout
         "Numbers of the prompts of a rollout, drawn in proportion to how much there is to learn from them."
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([self.cfg.seed, 3, number]).generate_state(1)[0]))
-        weights = self.tracker.weights()
-        return torch.multinomial(weights, self.cfg.prompts, replacement=self.cfg.prompts > len(weights), generator=generator).tolist()
+        weights = self.tracker.weights(self.cfg.floor).numpy()
+        return np.random.default_rng([self.cfg.seed, 3, number]).choice(len(weights), self.cfg.prompts, replace=self.cfg.prompts > len(weights), p=weights/weights.sum()).tolist()
 
     def prepare(self, rollout):        # from `RolloutBatches.sample`
         "The advantages of a rollout, `(N,)`; then its rewards are counted. Raises `ValueError` for rewards outside their bounds."
@@ -242,7 +241,7 @@ class SinglePrompts:
         def filled(rows, fill): return torch.stack([F.pad(row, (0, T - len(row)), value=fill) for row in rows])
         batch = dict(input_ids=filled([ids for ids, _, _ in past], 0), labels=filled([torch.where(answer, ids, IGNORE) for ids, answer, _ in past], IGNORE),
                      segment_ids=filled([torch.ones_like(ids) for ids, _, _ in past], 0))
-        now = score_rows(self.policy, batch, self.cfg.temperature, self.cfg.micro_batch_size, self.dtype)
+        now = by_rows(lambda rows: score_rows(self.policy, {k: v[rows] for k, v in batch.items()}, self.cfg.temperature, self.cfg.micro_batch_size, self.dtype), len(past))
         for i, logps, asked, (_, _, then) in zip(seen, now, batch["labels"][:, 1:] != IGNORE, past): out[i] = (logps[asked] - then).abs().mean()
         return out
 

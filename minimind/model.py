@@ -10,6 +10,7 @@ __all__ = ['PRESETS', 'STRETCHES', 'ModelConfig', 'preset', 'learnable', 'stretc
 from dataclasses import asdict, dataclass, fields, replace
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from .layers import RMSNorm, SwiGLU
 from .rope import check_scaling, ntk_theta, rope_tables
 from .attention import Attention, KVCache, document_mask
@@ -141,6 +142,7 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Block(c) for _ in range(c.num_hidden_layers))
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.config, self._tables = c, {}
+        self.gradient_checkpointing = False      # keep only what enters a block, and compute the rest again in the backward pass (Chen et al. 2016)
 
     def rotary(self, length, device):
         "Rotary tables for at least `length` positions: grown by doubling, kept per device, no part of the state."
@@ -171,7 +173,8 @@ class Backbone(nn.Module):
         else: mask = None if segment_ids is None else document_mask(segment_ids)
         x = self.embed_tokens(input_ids)
         for i, block in enumerate(self.layers):
-            x, router_logits = block(x, cos, sin, mask, cache, i)
+            again = self.gradient_checkpointing and cache is None and torch.is_grad_enabled()
+            x, router_logits = checkpoint(block, x, cos, sin, mask, use_reentrant=False) if again else block(x, cos, sin, mask, cache, i)
             if routers is not None and router_logits is not None: routers.append(router_logits)
         if cache is not None: cache.advance(T, segment_ids)
         return self.norm(x)

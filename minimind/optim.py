@@ -68,17 +68,20 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             same_shape = defaultdict(list)                 # these go through `newton_schulz` together
             for p in group["params"]:
-                if p.grad is not None: same_shape[p.shape].append(p)
-            for params in same_shape.values(): self._step_together(params, group)
+                if p.grad is not None: same_shape[self.shape(p)].append(p)
+            for shape, params in same_shape.items(): self._step_together(params, group, *shape[-2:])
 
-    def _step_together(self, params, group):
-        lr, momentum, (rows, columns) = group["lr"], group["momentum"], params[0].shape[-2:]
+    def shape(self, p): return p.shape                     # of the whole matrix; a process may hold some of its rows only (chapter 36)
+    def orthogonal(self, updates, rows, group): return newton_schulz(updates, group["ns_steps"], dtype=group["ns_dtype"] or get_dtype(updates.device))
+
+    def _step_together(self, params, group, rows, columns):
+        lr, momentum = group["lr"], group["momentum"]
         for p in params:
             if not self.state[p]: self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         grads, buffers = [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         updates = torch.stack(torch._foreach_lerp(grads, buffers, momentum))                 # Nesterov: look one step ahead
-        updates = newton_schulz(updates, group["ns_steps"], dtype=group["ns_dtype"] or get_dtype(updates.device))
+        updates = self.orthogonal(updates, rows, group)
         if updates.ndim > 3: updates *= torch.stack(grads).any(-1, keepdim=True).any(-2, keepdim=True)     # an expert that no token visited stays where it is
         if group["weight_decay"]: torch._foreach_mul_(params, 1 - lr*group["weight_decay"])
         torch._foreach_add_(params, updates.unbind(), alpha=-lr*max(1, rows/columns)**0.5)   # a tall matrix gets a longer step (Muon's own rule)
@@ -141,6 +144,7 @@ def build_optimizer(model,               # a `MiniMind`
                     muon_lr=0.02,        # of Muon
                     betas=(0.9, 0.95),   # AdamW's running means of gradient and square
                     weight_decay=0.0,    # of matrices and tables; vectors are never decayed
+                    muon=Muon,           # class of the optimiser of matrices
                    ):                    # `Optimizers`
     "The optimiser of a model, in groups. Raises `ValueError` for an unknown name."
     if optimizer not in ("muon", "adamw"): raise ValueError(f"optimizer={optimizer!r}: choose muon or adamw")
@@ -151,7 +155,7 @@ def build_optimizer(model,               # a `MiniMind`
     by_adamw = tables if optimizer == "muon" else matrices + tables
     adamw = [dict(params=p, weight_decay=decay) for p, decay in ((by_adamw, weight_decay), (vectors, 0.)) if p]
     optimizers = []
-    if optimizer == "muon" and matrices: optimizers.append(Muon(matrices, lr=muon_lr, weight_decay=weight_decay))
+    if optimizer == "muon" and matrices: optimizers.append(muon(matrices, lr=muon_lr, weight_decay=weight_decay))
     fused = next(iter(names)).device.type in ("cpu", "cuda")           # one kernel for all tensors, where torch has it
     if adamw: optimizers.append(torch.optim.AdamW(adamw, lr=lr, betas=betas, fused=fused))
     return Optimizers(optimizers, names)

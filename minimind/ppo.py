@@ -21,8 +21,8 @@ from .checkpoint import ModelFolder, run_stage
 from .evaluate import exact_match
 from .pretrain import NOTHING_HELD_OUT, load_init, work_folder
 from .sft import read_questions
-from .rollout import (PROMPT_SAMPLES, LocalEngine, RewardMix, RewardModel, RLConfig, RolloutBatches, ServerEngine,
-                              measure_reward, read_prompts, rollout_logps)
+from .rollout import (NOTHING, PROMPT_SAMPLES, LocalEngine, RewardMix, RewardModel, RLConfig, RolloutBatches, ServerEngine,
+                              by_rows, measure_reward, read_prompts, rollout_logps)
 
 # %% ../nbs/23_ppo.ipynb #f2f20b3d
 def clipped_loss(ratio,               # probability now divided by probability when drawn
@@ -127,8 +127,12 @@ class ActorCritic(nn.Module):
         "What the critic expects before each token but the first, `(N, T-1)`, at least float32: aligned with `rollout_logps`."
         return self.critic.value_head(self.critic.model(input_ids)[:, :-1])[..., 0].float()
 
-    def state_tensors(self): return self.critic.state_dict()
-    def load_state_tensors(self, tensors): self.critic.load_state_dict(tensors)
+    def state_tensors(self): return {name: p.detach() for name, p in self.critic.named_parameters()}
+    def load_state_tensors(self, tensors):
+        own = dict(self.critic.named_parameters())
+        if own.keys() != tensors.keys(): raise ValueError(f"the saved critic has other weights: {', '.join(sorted(own.keys() ^ tensors.keys())[:4])}")
+        with torch.no_grad():
+            for name, p in own.items(): p.copy_(tensors[name])
 
 # %% ../nbs/23_ppo.ipynb #8856f637
 @dataclass(frozen=True)
@@ -154,6 +158,7 @@ class PPOConfig(RLConfig):
             if not 0 < getattr(self, name) < float("inf"): refuse(name, "must be positive")
         for name in ("value_coef", "target_kl"):
             if not 0 <= getattr(self, name) < float("inf"): refuse(name, "must be zero or positive")
+        if self.deepspeed and self.target_kl: refuse("target_kl", "DeepSpeed moves every weight in every step, so the policy can't rest while the critic goes on; use --target-kl 0, or --parallel fsdp")
         if self.passes < 1 or self.updates % self.passes: refuse("passes", f"must be at least 1 and divide updates={self.updates}, so that each pass has equally many steps")
         if (rows := self.prompts*self.group_size) % (self.updates//self.passes): refuse("updates", f"the {rows} rows of a rollout can't be shared out equally among the steps of a pass")
         object.__setattr__(self, "batch_size", rows*self.passes//self.updates)
@@ -188,6 +193,7 @@ class PPOBatches(LearnerBatches):
         return batch
 
     def observe(self, result):                 # `StepResult`, of all processes
+        super().observe(result)
         self.moved = result.metrics.get("kl_step", 0.)
 
     def state_tensors(self): return super().state_tensors() | {"early_stop": torch.tensor([self.moved, self.stopped], dtype=torch.float64)}
@@ -207,7 +213,9 @@ def prepare_advantages(rollout,    # from `RolloutBatches.sample`
                       ):           # dict of `advantages` (whitened), `returns` and `values`, each `(N, T-1)`
     "What PPO adds to a rollout: the critic's estimates, and advantages from rewards that come with the last token."
     device, mask = next(model.parameters()).device, rollout["labels"][:, 1:] != IGNORE
-    with precision(device, dtype): values = torch.cat([model.values(ids.to(device)).cpu() for ids in rollout["input_ids"].split(cfg.micro_batch_size)])
+    def ask(rows):
+        with precision(device, dtype): return torch.cat([model.values(ids.to(device)).cpu() for ids in rollout["input_ids"][rows].split(cfg.micro_batch_size)])
+    values = by_rows(ask, len(mask))
     last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
     rewards = torch.zeros_like(values).scatter_(1, last[:, None], rollout["rewards"][:, None])
     advantages, returns = gae(rewards, values, mask, cfg.gamma, cfg.lam)
@@ -221,7 +229,7 @@ def actor_critic_loss(model,   # `ActorCritic`
                      ):        # loss sum, number of drawn tokens, metrics
     "PPO's loss in the form that the loop takes; the critic's alone when the policy is done with this rollout."
     mask = batch["labels"][:, 1:] != IGNORE
-    weight, values = int(mask.sum()), model.values(batch["input_ids"])
+    weight, values = int(mask.sum()) or NOTHING, model.values(batch["input_ids"])
     if batches.stopped:
         loss = value_loss(values, batch["values"], batch["returns"], mask, cfg.value_epsilon)
         return cfg.value_coef*loss*weight, weight, {"value_loss": loss.detach()*weight}

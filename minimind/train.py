@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MAX_SKIPS', 'TrainConfig', 'processes', 'process_group', 'others_may_enter', 'gather', 'from_first', 'add_gradients',
-           'split_rows', 'compute_gradients', 'StepResult', 'train_step', 'NonFinite', 'bad_sources',
+           'split_rows', 'Replicas', 'compute_gradients', 'StepResult', 'train_step', 'NonFinite', 'bad_sources',
            'explain_nonfinite', 'MetricsLog', 'read_metrics', 'random_state', 'set_random_state', 'same_random_numbers',
-           'stop_signals', 'total_steps', 'memory_bytes', 'plan', 'count_tokens', 'format_plan', 'format_seconds',
-           'Window', 'format_line', 'odd_first_loss', 'refuse_step', 'stopped', 'fit']
+           'stop_signals', 'total_steps', 'memory_bytes', 'sharded_state', 'plan', 'count_tokens', 'format_plan',
+           'format_ranks', 'format_seconds', 'Window', 'format_line', 'odd_first_loss', 'refuse_step', 'stopped', 'fit']
 
 # %% ../nbs/12_train.ipynb #7a36b4fc
 import atexit
@@ -16,6 +16,7 @@ import math
 import os
 import random
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -29,7 +30,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from .core import precision, write_text
+from .core import precision, read_json, write_text
 from .losses import causal_lm_loss
 from .model import flops_per_token, num_parameters
 from .optim import SCHEDULES, build_optimizer, lr_factor
@@ -62,6 +63,11 @@ class TrainConfig:
     on_nan: str = "stop"             # a loss that is not finite: stop, or skip the step
     on_bad_line: str = "stop"        # a line that can't be used: stop, or skip and count
     fresh: bool = False              # start again even if the folder holds a run
+    parallel: str = "ddp"            # what several processes share: ddp (the rows), or fsdp (weights and optimizer state too)
+    deepspeed: str = ""              # DeepSpeed's own settings (a json file): its engine takes the steps
+    gradient_checkpointing: bool = False     # compute activations twice instead of keeping them: less memory, a third more work
+    compile: bool = False            # torch.compile the layers; where that fails, they run as they are
+    track: tuple = ()                # trackers besides metrics.jsonl: swanlab, wandb, tensorboard
 
     def __post_init__(self):
         def refuse(name, why): raise ValueError(f"{name}={getattr(self, name)!r}: {why}")
@@ -72,8 +78,10 @@ class TrainConfig:
         for name in ("lr", "muon_lr"):
             if not 0 < getattr(self, name) < 10: refuse(name, "must be positive, and below 10")
         if not 0 <= self.final_lr <= 1: refuse("final_lr", "must be between 0 and 1: it is a share of the peak")
+        if unknown := set(self.track) - {"swanlab", "wandb", "tensorboard"}: refuse("track", f"there is no tracker {', '.join(sorted(unknown))}; choose of swanlab, wandb, tensorboard")
+        if self.deepspeed and self.parallel != "ddp": refuse("parallel", "DeepSpeed shares the work in its own way; leave one of the two out")
         if not self.steps and not self.epochs: refuse("epochs", "must be positive when steps is 0: there is nothing to do")
-        for name, choices in {"schedule": SCHEDULES, "optimizer": ("muon", "adamw"), "on_nan": ("stop", "skip"), "on_bad_line": ("stop", "skip")}.items():
+        for name, choices in {"schedule": SCHEDULES, "optimizer": ("muon", "adamw"), "on_nan": ("stop", "skip"), "on_bad_line": ("stop", "skip"), "parallel": ("ddp", "fsdp")}.items():
             if getattr(self, name) not in choices: refuse(name, f"choose one of {', '.join(choices)}")
 
 # %% ../nbs/12_train.ipynb #e001e017
@@ -140,31 +148,58 @@ def split_rows(batch, size):       # dict of tensors with equally many rows; mos
     rows = len(next(iter(batch.values())))
     for i in range(0, rows, size): yield {k: v[i:i + size] for k, v in batch.items()}
 
+# %% ../nbs/12_train.ipynb #4f59b2b6
+class Replicas:
+    "How processes share the work of a step, the plain way: each holds the whole model, and at the end the gradients are summed. Other ways (chapter 36) have the same methods."
+    together = False                       # must all make equally many forward passes?
+    sharded = False                        # does each save its own part of the optimizer's state?
+    def __init__(self, model, optimizers=None): self.model, self.optimizers = model, optimizers
+    def forward(self, loss_fn, batch): return loss_fn(self.model, batch)
+    def backward(self, loss, last): loss.backward()          # `last`: of this step
+    def mean(self, denominator, known):    # the step's weight; has each loss been divided by it?
+        "Make means of the sums of gradients, over all processes."
+        if processes()[1] > 1: add_gradients(self.model.parameters())
+        if not known: torch._foreach_div_([p.grad for p in self.model.parameters() if p.grad is not None], denominator)
+    def update(self, clip, move):          # largest norm, 0 for any; False: only forget the gradients
+        "Clip, and move the weights if the gradient is finite; returns its norm."
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip or math.inf))
+        if move and math.isfinite(norm): self.optimizers.step()
+        self.optimizers.zero_grad()
+        return norm
+    @contextmanager
+    def whole(self, write=False): yield    # a block in which every process has all weights; with `write`, in which it changes them
+
+# %% ../nbs/12_train.ipynb #5577ce67
 def compute_gradients(model,     # whose gradients are empty
                       batch,     # dict of tensors, rows first: the whole batch, in every process
                       loss_fn,   # `(model, batch) -> (loss sum, weight, metrics)`
                       cfg,       # `TrainConfig`
                       device,    # where the model is
                       dtype,     # of the matrix products
+                      ways=None, # how processes share the work; default: `Replicas`
                      ):          # mean loss, total weight, metrics per weight
     "Leave in `.grad` the gradient of the mean over the whole step, whatever the micro-batches (what a loss says about a micro-batch as a whole, as the routers' does, is averaged). A step of weight 0 has no mean: NaN."
+    ways = ways or Replicas(model)
     rank, size = processes()
     loss_sum, weight, metrics = torch.zeros(()), 0., Counter()
-    whole = size == 1 and len(next(iter(batch.values()))) <= cfg.micro_batch_size     # then the mean's denominator is known at once, which saves a pass over the gradients
-    for micro in split_rows({k: v[rank::size] for k, v in batch.items()}, cfg.micro_batch_size):
-        micro = {k: v.to(device, non_blocking=True) for k, v in micro.items()}
-        with precision(device, dtype): loss, w, extra = loss_fn(model, micro)
-        (loss/(w if w > 0 else math.nan) if whole else loss).backward()
+    micros = list(split_rows({k: v[rank::size] for k, v in batch.items()}, cfg.micro_batch_size))
+    turns = math.ceil(math.ceil(len(next(iter(batch.values())))/size)/cfg.micro_batch_size) if ways.together else len(micros)      # as many as rank 0, which has the most rows
+    known = size == 1 and turns == 1 and not ways.together     # then the mean's denominator is known at once, which saves a pass over the gradients
+    for turn in range(turns):
+        idle = turn >= len(micros)               # the others have a row more: this process computes one with them, and for nothing
+        micro = {k: v.to(device, non_blocking=True) for k, v in ({k: v[:1] for k, v in batch.items()} if idle else micros[turn]).items()}
+        with precision(device, dtype): loss, w, extra = ways.forward(loss_fn, micro)
+        if idle: loss, w, extra = 0*loss, 0, {}
+        ways.backward(loss/(w if w > 0 else math.nan) if known else loss, turn == turns - 1)
         loss_sum, weight = loss_sum + loss.detach(), weight + w
         metrics.update(extra)
     loss_sum, weight, metrics = float(loss_sum), float(weight), {k: float(v) for k, v in metrics.items()}
     if size > 1:
-        add_gradients(model.parameters())
         shares = gather((loss_sum, weight, metrics))
         loss_sum, weight, metrics = sum(l for l, _, _ in shares), sum(w for _, w, _ in shares), Counter()
         for _, _, share in shares: metrics.update(share)
     denominator = weight if weight > 0 else math.nan
-    if not whole: torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], denominator)
+    ways.mean(denominator, known)
     return loss_sum/denominator, weight, {k: v/denominator for k, v in metrics.items()}
 
 # %% ../nbs/12_train.ipynb #2c9acfef
@@ -177,14 +212,11 @@ class StepResult(NamedTuple):
     @property
     def finite(self): return math.isfinite(self.loss) and math.isfinite(self.norm)
 
-def train_step(model, batch, loss_fn, optimizers, cfg, dtype=torch.float32):     # as in `fit`
+def train_step(model, batch, loss_fn, optimizers, cfg, dtype=torch.float32, ways=None):     # as in `fit`
     "One optimizer step: gradients, clipping, update. If the loss or the gradient is not finite, the weights stay as they are."
-    loss, weight, metrics = compute_gradients(model, batch, loss_fn, cfg, next(model.parameters()).device, dtype)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip or math.inf)
-    result = StepResult(loss, weight, float(norm), metrics)
-    if result.finite: optimizers.step()
-    optimizers.zero_grad()
-    return result
+    ways = ways or Replicas(model, optimizers)
+    loss, weight, metrics = compute_gradients(model, batch, loss_fn, cfg, next(model.parameters()).device, dtype, ways)
+    return StepResult(loss, weight, ways.update(cfg.clip, math.isfinite(loss)), metrics)
 
 # %% ../nbs/12_train.ipynb #45cc9a3a
 class NonFinite(RuntimeError):
@@ -300,20 +332,28 @@ def memory_bytes(config,        # `ModelConfig`
                  dtype,         # of the matrix products
                  trained=None,  # parameters that are trained, if not all
                  sequences=1,   # rows of tokens that a row of a batch holds: 2 for a pair
+                 size=1,        # processes
                 ):              # dict: weights, gradients, optimizer, working
-    "Estimated memory of training's tensors: float32 weights, gradients and optimizer state, and the larger of what backward keeps and what the step needs. A process holds some 0.3 GB besides."
+    "Estimated memory of training's tensors in one process: float32 weights, gradients and optimizer state, and the larger of what backward keeps and what the step needs. A process holds some 0.3 GB besides."
     c, P = config, num_parameters(config)
     share = 1. if trained is None else trained/P
     table = c.vocab_size*c.hidden_size
     tables = table*(1 if c.tie_word_embeddings else 2)
-    tokens = sequences*min(cfg.micro_batch_size, cfg.batch_size)*cfg.seq_len
+    tokens = sequences*min(cfg.micro_batch_size, -(-cfg.batch_size//size))*cfg.seq_len
     inner = c.num_experts_per_tok*c.moe_intermediate_size + c.shared_expert_intermediate_size if c.num_experts else c.intermediate_size
     kept = 4*c.hidden_size + (4*c.num_attention_heads + 6*c.num_key_value_heads)*c.head_dim + 4*inner     # numbers a token and a layer
-    backward = tokens*c.num_hidden_layers*kept*dtype.itemsize + 8*min(tokens, 1024)*c.vocab_size + 4*table                # a chunk of logits, twice; the head's gradient
+    layers = kept + c.num_hidden_layers*c.hidden_size if cfg.gradient_checkpointing else c.num_hidden_layers*kept          # what enters each layer, and all of one
+    backward = tokens*layers*dtype.itemsize + 8*min(tokens, 1024)*c.vocab_size + 4*table                # a chunk of logits, twice; the head's gradient
     muon = cfg.optimizer == "muon"
     state = P + tables if muon else 2*P                                     # Muon keeps one number a weight, AdamW two
     stack = c.num_hidden_layers*c.hidden_size*(3*c.intermediate_size if not c.num_experts else 2*c.num_experts*c.moe_intermediate_size)     # Muon takes all matrices of a shape at once, six times over
-    return dict(weights=4*P, gradients=round(4*P*share), optimizer=round(4*state*share), working=max(backward, round(6*4*stack*share) if muon else 0))
+    cut = {kind: size if kind in sharded_state(cfg) else 1 for kind in ("weights", "gradients", "optimizer")}
+    return dict(weights=4*P//cut["weights"], gradients=round(4*P*share)//cut["gradients"], optimizer=round(4*state*share)//cut["optimizer"], working=max(backward, round(6*4*stack*share) if muon else 0))
+
+def sharded_state(cfg):       # `TrainConfig` → set of str
+    "Of what each process holds its share only (the stages of ZeRO, Rajbhandari et al. 2020): chapter 36."
+    stage = read_json(cfg.deepspeed).get("zero_optimization", {}).get("stage", 2) if cfg.deepspeed else 3 if cfg.parallel == "fsdp" else 0
+    return set(("optimizer", "gradients", "weights")[:stage])
 
 # %% ../nbs/12_train.ipynb #3d796df2
 def plan(model, batches, cfg, device, dtype, loss_fn,
@@ -323,9 +363,10 @@ def plan(model, batches, cfg, device, dtype, loss_fn,
     "What a run will cost: parameters, steps, tokens, floating-point operations, bytes of memory and, if `timed`, seconds."
     steps, trained = total_steps(cfg, batches), sum(p.numel() for p in model.parameters() if p.requires_grad)
     def held(m): return sum(t.nbytes for t in {*m.parameters(), *m.buffers()})             # 8-bit weights take one byte each
-    memory = memory_bytes(model.config, cfg, dtype, trained, getattr(batches, "sequences", 1)) | {"weights": held(model)}
+    size = processes()[1]
+    memory = memory_bytes(model.config, cfg, dtype, trained, getattr(batches, "sequences", 1), size) | {"weights": held(model)//(size if "weights" in sharded_state(cfg) else 1)}
     numbers = dict(parameters=max(num_parameters(model.config), trained), trained=trained, device=str(device), dtype=str(dtype).removeprefix("torch."), steps=steps, epochs=steps/batches.steps_per_epoch,
-                   memory=sum(memory.values()) + sum(map(held, beside)))
+                   memory=sum(memory.values()) + sum(map(held, beside)), processes=size)
     if hasattr(batches, "tokens_per_epoch"):      # rows that are yet to be sampled have no length
         tokens = round(steps*batches.tokens_per_epoch/batches.steps_per_epoch)
         learning = (2 + min(1., trained/numbers["parameters"]))/3                          # of forward, gradients of what flows, gradients of weights: the last for trained ones only
@@ -355,8 +396,15 @@ def format_plan(p):        # what `plan` returned
     clock = f", about {format_seconds(p['seconds'])}" if "seconds" in p else ""
     part = "" if p["trained"] == p["parameters"] else f", {p['trained']:,} of them trained,"
     work = f" = {p['tokens']:,} tokens (rows {p['fill']:.1%} full), {p['flops']:.2e} FLOPs" if "tokens" in p else ""
-    return (f"{p['parameters']:,} parameters{part} on {p['device']} in {p['dtype']}, about {p['memory']/2**20:,.0f} MiB\n"
+    each = f" in each of {p['processes']} processes" if p["processes"] > 1 else ""
+    return (f"{p['parameters']:,} parameters{part} on {p['device']} in {p['dtype']}, about {p['memory']/2**20:,.0f} MiB{each}\n"
             f"{p['steps']:,} steps = {p['epochs']:.2f} epochs{work}{clock}")
+
+def format_ranks(cfg, device):     # `TrainConfig`; of this process
+    "A line for each process of a run: where it computes, and which part of a step's rows. All processes must ask."
+    size = processes()[1]
+    places = gather(f"{socket.gethostname()} {device}")
+    return "\n".join(f"rank {rank} on {place}: {(rows := len(range(rank, cfg.batch_size, size)))} of {cfg.batch_size} rows a step, {-(-rows//cfg.micro_batch_size)} micro-batches" for rank, place in enumerate(places))
 
 def format_seconds(s):     # seconds
     "A duration as h:mm:ss or m:ss."
@@ -414,7 +462,7 @@ def stopped(number, desc, step, total, cfg, checkpointer):
 
 # %% ../nbs/12_train.ipynb #69e058af
 def fit(model,               # a `MiniMind` on its device
-        batches,             # `.at(step) -> dict`, `.steps_per_epoch`; if it likes, `.sources(step)`, `.numbers` (more to log about the last batch), `.observe(StepResult)`
+        batches,             # `.at(step) -> dict`, `.steps_per_epoch`; if it likes, `.sources(step)`, `.numbers` (more to log about the last batch), `.observe(StepResult)`, `.asks_model` (does `at` compute with the model?)
         loss_fn,             # `(model, batch) -> (loss sum, weight, metrics)`, the metrics being sums too
         optimizers,          # from `build_optimizer`
         cfg,                 # `TrainConfig`
@@ -422,20 +470,26 @@ def fit(model,               # a `MiniMind` on its device
         checkpointer=None,   # `.load() -> step`, `.progress`, `.save(step, progress)`, `.save_batch(batch) -> path`
         evaluate=None,       # `() -> dict` of numbers
         desc="train",        # shown on the progress bar
+        ways=None,           # how processes share the work; default: `Replicas`
+        tracker=None,        # called with every line of numbers, as `MetricsLog` is
        ):                    # dict: the numbers of the last step
     "Train. Begins where the checkpointer says, saves before it evaluates and when a batch can't be had. Raises `NonFinite`; on Ctrl-C or SIGTERM saves, then `KeyboardInterrupt` or `SystemExit`."
     total = total_steps(cfg, batches)
     warmup = min(cfg.warmup, total//5)          # a short run must reach its learning rate too
     device = next(model.parameters()).device
+    ways = ways or Replicas(model, optimizers)
     first = checkpointer.load() if checkpointer else 0
     rank, size = processes()
     if len(at := set(gather((first, total)))) > 1: raise ValueError(f"the processes stand at different steps, {sorted(at)}: {cfg.out} must lie on a disk that all of them share")
     unit = " nats" if loss_fn is causal_lm_loss else ""      # preferences and rewards have units of their own, or none
-    log, window, skipped = MetricsLog(Path(cfg.out)/"metrics.jsonl" if rank == 0 else os.devnull, first), Window(checkpointer.progress if checkpointer else {}), 0
+    history, window, skipped = MetricsLog(Path(cfg.out)/"metrics.jsonl" if rank == 0 else os.devnull, first), Window(checkpointer.progress if checkpointer else {}), 0
+    def log(**numbers):
+        history(**numbers)
+        if tracker: tracker(**numbers)
     def due(step): return evaluate is not None and step > 0 and (step == total or cfg.eval_every > 0 and step % cfg.eval_every == 0)
     def measure(step):
         model.eval()
-        with same_random_numbers(), precision(device, dtype): numbers = evaluate()
+        with same_random_numbers(), ways.whole(), precision(device, dtype): numbers = evaluate()
         if not isinstance(numbers, dict) or "step" in numbers: raise ValueError(f"evaluate must return a dict of numbers without 'step', got {numbers!r:.100}")
         numbers = {k: float(v) for k, v in numbers.items()}
         model.train()
@@ -444,23 +498,24 @@ def fit(model,               # a `MiniMind` on its device
     if first == total: tqdm.write(f"{desc}: all {total:,} steps are done in {cfg.out}; --fresh starts again")
     model.train()
     with stop_signals() as stop, tqdm(total=total, initial=first, desc=desc, unit="step", dynamic_ncols=True, disable=True if rank else None) as bar:
-        if due(first) and not gather(log.evaluated)[0]: measure(first)         # it was killed after the checkpoint, before the evaluation
+        if due(first) and not gather(history.evaluated)[0]: measure(first)         # it was killed after the checkpoint, before the evaluation
         def told(): return [signal for signals in gather(list(stop)) for signal in signals]      # all must stop at the same step
         if first_told := told(): raise stopped(first_told[0], desc, first, total, cfg, checkpointer)
         for step in range(first, total):
             started, done = time.perf_counter(), step + 1
-            try: batch = batches.at(step)
+            try:
+                with ways.whole() if getattr(batches, "asks_model", False) else nullcontext(): batch = batches.at(step)
             except Exception:               # a reward function that fails, a disk that is gone: the steps so far are not lost
                 if checkpointer and step > first: checkpointer.save(step, dict(window))
                 raise
             factor = lr_factor(step, total, warmup, cfg.schedule, cfg.final_lr)
             optimizers.set_lr(factor)
-            result = train_step(model, batch, loss_fn, optimizers, cfg, dtype)
+            result = train_step(model, batch, loss_fn, optimizers, cfg, dtype, ways)
             if hasattr(batches, "observe"): batches.observe(result)
             if result.finite: window.add(result, getattr(batches, "numbers", None)); skipped = 0
             else:
                 skipped += 1; window["skipped"] += 1
-                refuse_step(done, result, model, batches, batch, loss_fn, cfg, dtype, checkpointer, skipped)
+                with ways.whole(): refuse_step(done, result, model, batches, batch, loss_fn, cfg, dtype, checkpointer, skipped)
             if step == 0 and loss_fn is causal_lm_loss and (warning := odd_first_loss(result.loss, model.config.vocab_size)): tqdm.write(warning)
             window.update(steps=1, tokens=count_tokens(batch), seconds=time.perf_counter() - started)
             bar.update()
@@ -473,4 +528,4 @@ def fit(model,               # a `MiniMind` on its device
             if checkpointer and (stopping or due(done) or done == total or done % cfg.save_every == 0): checkpointer.save(done, dict(window))
             if due(done) and not stopping: measure(done); stopping = told()
             if stopping: raise stopped(stopping[0], desc, done, total, cfg, checkpointer)
-    return log.last()
+    return history.last()

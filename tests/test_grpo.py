@@ -2,9 +2,12 @@
 import importlib
 import json
 import math
+import os
 import shutil
 import signal
 import statistics
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -319,7 +322,7 @@ def finished(world):
 
 
 def everything(folder, step):  # the tensors of a checkpoint, all of them: weights, critic, optimizer, tracker, rollout, generators
-    timed = ("numbers.rollout_tokens_per_second",)
+    timed = ("numbers.rollout_tokens_per_second", "numbers.update_tokens_per_second")
     return {(f.name, k): v for f in sorted((folder/"trainer"/f"step-{step:08d}").glob("*.safetensors")) for k, v in read_tensors(f).items() if k not in timed}
 
 
@@ -327,7 +330,7 @@ def everything(folder, step):  # the tensors of a checkpoint, all of them: weigh
 def test_a_step_says_what_happened(kind, finished):
     cfg, last = finished(kind)
     lines = [line for line in read_metrics(cfg.out) if "loss" in line]
-    always = {"reward", "reward_std", "reward_e_share", "reward_length", "truncated", "completion_tokens", "entropy", "sampler_gap", "rollout_tokens_per_second", "kl", "kl_step", "clip_fraction", "ratio"}
+    always = {"reward", "reward_std", "reward_e_share", "reward_length", "truncated", "completion_tokens", "entropy", "sampler_gap", "rollout_tokens_per_second", "update_tokens_per_second", "kl", "kl_step", "clip_fraction", "ratio"}
     assert all(always <= line.keys() for line in lines if not line.get("stopped")) and all(("zero_variance" in line) == (kind != "spo") for line in lines)
     first = lines[0]                                     # the policy is still the one that drew, and the reference
     assert first["ratio"] == 1 and first["kl_step"] == 0 and first["clip_fraction"] == 0 and first["kl"] == pytest.approx(0, abs=1e-6) and first["sampler_gap"] < 1e-4
@@ -387,6 +390,92 @@ def test_killed_it_goes_on_from_the_checkpoint_in_the_middle_of_a_rollout(kind, 
     run(cfg)
     want, got = everything(Path(whole.out), 12), everything(Path(cfg.out), 12)
     assert want.keys() == got.keys() and all(torch.equal(want[k], got[k]) for k in want), [k for k in want if not torch.equal(want[k], got[k])]
+
+
+JUDGE = '''
+import os, time
+calls = 0
+def letters(rows, replies):
+    "The share of e's. At the call that JUDGE_HOLDS names it says so, and waits to be killed."
+    global calls
+    calls += 1
+    if str(calls) == os.environ.get("JUDGE_HOLDS"):
+        open("holding", "w").close()
+        time.sleep(300)
+    return [sum(c in "eE" for c in reply)/max(len(reply), 1) for reply in replies]
+'''
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
+def test_kill_9_in_the_middle_of_a_rollout(world, tmp_path):
+    "A real process, `minimind grpo`, is killed twice while its answers are judged: they are drawn, and lost. What it ends with are the bits of a run that was left alone."
+    (tmp_path/"judge.py").write_text(JUDGE)
+    argv = [sys.executable, "-m", "minimind", "grpo", "--init", str(world/"init"), "--data", str(world/"prompts.jsonl"), "--heldout", str(world/"held.jsonl"), "--reward", "judge:letters", "--steps", "12", "--prompts", "4",
+            "--group-size", "3", "--updates", "3", "--max-new-tokens", "7", "--seq-len", "64", "--beta", "0.05", "--lr", "3e-3", "--warmup", "2", "--log-every", "1", "--save-every", "5", "--device", "cpu"]
+    def start(out, holds=""):
+        env = os.environ | {"OMP_NUM_THREADS": "1", "JUDGE_HOLDS": str(holds), "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parents[1])])}
+        return subprocess.Popen([*argv, "--out", str(out)], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    def finish(out):
+        process = start(out)
+        said = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, said[-3000:]
+    finish(tmp_path/"whole")
+    for holds in (3, 2):                                 # the rollout of steps 6 to 8; then, from step 5 on, the one of steps 9 to 11
+        process = start(tmp_path/"run", holds)
+        try:
+            until = time.monotonic() + 120
+            while not (tmp_path/"holding").exists(): assert process.poll() is None and time.monotonic() < until, process.communicate()[0][-3000:]; time.sleep(.02)
+        finally: process.kill()                          # SIGKILL
+        assert process.wait() == -signal.SIGKILL
+        (tmp_path/"holding").unlink()
+        assert checkpoints(tmp_path/"run")[-1].name == "step-00000005"      # itself in the middle of a rollout
+    finish(tmp_path/"run")
+    want, got = (everything(tmp_path/out, 12) for out in ("whole", "run"))
+    assert want.keys() == got.keys() and all(torch.equal(want[k], got[k]) for k in want), [k for k in want if not torch.equal(want[k], got[k])]
+    assert (tmp_path/"whole"/"model.safetensors").read_bytes() == (tmp_path/"run"/"model.safetensors").read_bytes()
+    clocks = {"seconds", "tokens_per_second", "rollout_tokens_per_second", "update_tokens_per_second"}
+    assert [{k: v for k, v in line.items() if k not in clocks} for line in read_metrics(tmp_path/"run")] == [{k: v for k, v in line.items() if k not in clocks} for line in read_metrics(tmp_path/"whole")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_nothing_but_cut_off_answers_the_weights_stay(kind, world, tmp_path):
+    "One token is allowed, so every answer is cut off; all are masked, and a mean over nothing is no NaN."
+    cfg = config(kind, world, tmp_path/"run", steps=6, max_new_tokens=1, beta=0.0, mask_truncated_completions=True, reward="e_share")
+    run(cfg)
+    (start, _), (end, _) = (load_pretrained(folder) for folder in (world/"init", cfg.out))
+    lines = [line for line in read_metrics(cfg.out) if "loss" in line]
+    if any(line["truncated"] < 1 for line in lines): pytest.skip("an end token was drawn at once")
+    assert all(line["loss"] == 0 and line["grad_norm"] == 0 for line in lines) and max(line["reward"] for line in lines) > 0
+    assert all(torch.equal(a, b) for a, b in zip(start.parameters(), end.parameters(), strict=True))
+    assert checkpoints(cfg.out)
+
+
+def test_another_reward_model_is_another_run(world, tmp_path):
+    tokenizer = load_pretrained(world/"init")[1]
+    torch.manual_seed(1)
+    judge = rollout.RewardModel(MiniMind(ModelConfig(**SHAPE)))
+    torch.nn.init.normal_(judge.value_head.weight)
+    rollout.save_reward_model(judge, tokenizer, tmp_path/"judge")
+    cfg = config("grpo", world, tmp_path/"run", steps=6, reward=(f"model:{tmp_path/'judge'}",))
+    run(cfg)
+    run(cfg)                                             # the same one: nothing is left to do
+    with torch.no_grad(): judge.value_head.weight.mul_(-1)
+    rollout.save_reward_model(judge, tokenizer, tmp_path/"judge")
+    with pytest.raises(ValueError, match="reward_sha256 was .*model.safetensors"): run(cfg)
+
+
+def test_spo_draws_prompts_by_what_there_is_to_learn_from_them(world, tmp_path):
+    model, tokenizer = load_pretrained(world/"init")
+    def chosen(floor):
+        single = grpo.SinglePrompts(32, model, config("spo", world, tmp_path/"none", floor=floor))
+        for _ in range(40): single.tracker.update(torch.arange(31), (torch.arange(31) % 2).double(), torch.zeros(31))      # all but the last are always or never solved
+        return [i for number in range(200) for i in single.choose(number)], single
+    for floor, least, most in ((.02, .2, 1.01), (100., 0., .12)):
+        drawn, single = chosen(floor)
+        weights = single.tracker.weights(floor).numpy()
+        shares = np.bincount(drawn, minlength=32)/200                                   # twelve of 32 a rollout, without repetition
+        assert least < shares[31] - np.median(shares[:31]) < most and abs(shares.sum() - 12) < 1e-9 and (shares[31] == shares.max() or floor > 1)
+        assert drawn[:12] == single.choose(0) != drawn[12:24] and len(set(drawn[:12])) == 12 and len(weights) == 32
 
 
 def raises(rows, replies): raise KeyError("no such field")

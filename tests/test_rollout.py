@@ -1,11 +1,14 @@
 "Rollouts: sampled and scored alike, the same after a resume; rewards that fail say so; servers, reward models, prompts that do not fit."
 import json
 import math
+import os
+import subprocess
 import sys
 import threading
 import time
 from dataclasses import fields, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,12 +17,12 @@ from hypothesis import given, settings, strategies as st
 
 from minimind import rollout
 from minimind.chat import encode_chat
-from minimind.checkpoint import load_model
+from minimind.checkpoint import load_model, read_tensors, save_pretrained
 from minimind.core import IGNORE
 from minimind.data import BadLine
 from minimind.dpo import PairBatches, read_pairs
 from minimind.evaluate import is_right
-from minimind.generate import decode_steps, generate
+from minimind.generate import _uniforms, decode_steps, generate
 from minimind.model import PRESETS, MiniMind
 from minimind.rollout import (REWARDS, Completion, EngineError, LocalEngine, ModelReward, RewardError, RewardMix, RewardModel, RLConfig, RolloutBatches, ServerEngine,
                               completion_rows, cut_rows, load_reward_model, measure_reward, parse_reward, preference_reward_loss, read_prompts, reply_text, reward_loss,
@@ -123,6 +126,24 @@ def test_draws_do_not_depend_on_the_batch(tokenizer):
     assert len({tuple(c.ids) for c in whole[0]}) > 1 and whole != LocalEngine(model).sample(prompts, 4, 15, 1.0, seed=10)
 
 
+def test_no_two_rows_share_their_random_numbers():
+    "torch's own generator looks at 32 bits of a seed: of a million rows a hundred pairs would draw with the same numbers."
+    assert torch.equal(*(torch.rand(3, generator=torch.Generator().manual_seed(s)) for s in (5, 5 + 2**32)))
+    for a, b in ((5, 5 + 2**32), (5 + 2**32, 5 + 2**33), (2**62 + 7, 2**61 + 7)):
+        for one, other in ((a, b), ([a], [b])): assert not (_uniforms(one, 1, 20) == _uniforms(other, 1, 20)).any()
+        assert torch.equal(_uniforms(a, 1, 20), _uniforms([a], 1, 20)) and set(rollout.row_seeds(a, 9)).isdisjoint(rollout.row_seeds(b, 9))
+    seeds = [s for number in range(1000) for s in rollout.row_seeds(2**40 + number, 1000)]
+    assert len(set(seeds)) == 10**6 and 2**61 < max(seeds) < 2**62 and min(seeds) >= 0                       # int64 for every server, also when it counts on from one
+    u = _uniforms(seeds[:4000], 4000, 5)
+    assert 0 <= u.min() and u.max() < 1 and abs(float(u.mean()) - .5) < .01 and abs(float(u.var()) - 1/12) < .003 and abs(float(torch.corrcoef(u.T)[0, 1])) < .05
+
+
+def test_whoever_draws_a_row_draws_the_same(tokenizer):
+    model, prompts = build(tokenizer), [[50, 51], [60]*7, [70, 71, 72]]
+    whole, seeds = LocalEngine(model).sample(prompts, 2, 15, 1.0, seed=9), rollout.row_seeds(9, 6)
+    assert [[c.ids for c in g] for g in LocalEngine(model).sample(prompts[1:], 2, 15, 1.0, seeds[2:])] == [[c.ids for c in g] for g in whole[1:]]
+
+
 def test_sampling_leaves_torchs_generator_alone(tokenizer):
     before = torch.get_rng_state()
     LocalEngine(build(tokenizer)).sample([[50]], 4, 5, 1.0, seed=0)
@@ -152,6 +173,33 @@ def test_truncated_completions_are_marked(tokenizer):
     assert not LocalEngine(model).sample([[50]], 1, 1, 1.0, seed=0)[0][0].ids == []
     rows = completion_rows([([50, 51], done[0]), ([60], done[-1])])
     assert rows["truncated"].tolist() == [done[0].truncated, done[-1].truncated]
+
+
+def test_rewards_see_what_was_cut_off(tokenizer, prompts, monkeypatch):
+    seen = []
+    def watching(rows, replies): seen.extend(row["truncated"] for row in rows); return [0.]*len(rows)
+    monkeypatch.setitem(REWARDS, "watching", watching)
+    batches = batches_of(build(tokenizer, spread=1.), prompts, tokenizer, config(prompts=8, max_new_tokens=40, reward=("watching", "truncated=-0.5")))
+    batch = batches.at(0)
+    assert seen == batches.rollout["truncated"].tolist() and 0 < sum(seen) < len(seen) and all(type(cut) is bool for cut in seen)
+    assert torch.equal(batch["rewards"], torch.where(batch["truncated"], -.5, 0.)) and batches.numbers["reward_truncated"] == batches.numbers["truncated"]
+    assert "truncated" not in prompts[0].row                                        # the row of the file stays as it is
+    seen.clear()
+    assert RewardMix(("watching", "truncated"))([{}]*2, ["a", "b"])[0].tolist() == [0, 0] and seen == [False, False]
+    numbers = measure_reward(build(tokenizer, spread=1.), tokenizer, prompts, RewardMix("truncated"), config())
+    assert numbers["reward"] == numbers["truncated"] > 0
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_what_was_cut_off_can_be_left_out_of_the_loss(tokenizer, prompts, updates):
+    "Its labels go, nothing else: rewards and groups stay whole, and so does the rollout that a checkpoint keeps."
+    plain, masked = (batches_of(build(tokenizer, spread=1.), prompts, tokenizer, config(prompts=10, group_size=8, max_new_tokens=40, updates=updates, mask_truncated_completions=mask)) for mask in (False, True))
+    for step in range(updates):
+        a, b = plain.at(step), masked.at(step)
+        cut = a["truncated"]
+        assert 0 < cut.sum() < len(cut) and all(torch.equal(a[k], b[k]) for k in a if k != "labels")
+        assert (b["labels"][cut] == IGNORE).all() and torch.equal(a["labels"][~cut], b["labels"][~cut]) and (a["labels"][cut] != IGNORE).any(1).all()
+    assert torch.equal(plain.rollout["labels"], masked.rollout["labels"]) and plain.numbers["completion_tokens"] == masked.numbers["completion_tokens"]
 
 
 def test_reply_text(tokenizer):
@@ -268,6 +316,76 @@ def test_a_batch_of_experts(tokenizer, prompts):
     batches = batches_of(build(tokenizer, "ci-moe"), prompts, tokenizer, config(updates=2))
     batches.at(0)
     assert batches.numbers["sampler_gap"] < 1e-5
+
+
+# Processes that train together, real ones: what each draws and scores, what comes of it, and an error in one of them.
+TOGETHER = '''
+import json, sys
+import torch
+import torch.distributed as dist
+from minimind import rollout
+from minimind.checkpoint import load_pretrained, write_tensors
+
+folder = sys.argv[1]
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+drawn, scored, judged = [], [], []
+class Counting(rollout.LocalEngine):
+    def sample(self, prompts, *args): drawn.append(len(prompts)); return super().sample(prompts, *args)
+score = rollout.score_rows
+def counted(model, batch, *args): scored.append(len(batch["labels"])); return score(model, batch, *args)
+rollout.score_rows = counted
+@rollout.reward("judge")
+def judge(rows, replies): judged.append(len(rows)); return [float(len(r)) for r in replies]
+policy, tokenizer = load_pretrained(folder + "/model")
+prompts = rollout.read_prompts([folder + "/prompts.jsonl"], tokenizer, 96, 12)
+def batches(engine, **changes):
+    cfg = rollout.RLConfig(**dict(prompts=3, group_size=4, max_new_tokens=12, seq_len=96, seed=1, reward=("judge",), updates=2, beta=.1) | changes)
+    return rollout.RolloutBatches(prompts, engine, rollout.RewardMix(cfg.reward), policy, policy, cfg, tokenizer)
+both = batches(Counting(policy))
+both.at(0)
+write_tensors(f"{folder}/rollout.{rank}.safetensors", {k: v.float() for k, v in both.rollout.items()})
+numbers = rollout.measure_reward(policy, tokenizer, prompts, rollout.RewardMix("judge"), both.cfg)
+
+class Full(Exception):                                   # can't be pickled: it needs two words
+    def __init__(self, a, b): super().__init__(f"{a} {b}")
+def failing(error, where):
+    class Engine(rollout.LocalEngine):
+        def sample(self, *args):
+            if rank == where: raise error
+            return super().sample(*args)
+    try: batches(Engine(policy), prompts=5).at(0)
+    except Exception as e: return [type(e).__name__, str(e)]
+few = batches(Counting(policy), prompts=1, group_size=1, updates=1, beta=0.)
+few.at(0)                                                # one row for two processes
+errors = [failing(rollout.EngineError("no answer"), 1), failing(Full("memory", "full"), 1), failing(ValueError("broken weights"), 0)]
+json.dump(dict(drawn=drawn, scored=scored, judged=judged, errors=errors, numbers=numbers), open(f"{folder}/seen.{rank}.json", "w"))
+dist.barrier()
+dist.destroy_process_group()
+'''
+
+
+def test_processes_share_the_work_of_a_rollout(tokenizer, prompts, tmp_path, monkeypatch):
+    model = build(tokenizer)
+    save_pretrained(model, tokenizer, tmp_path/"model")
+    write_jsonl(tmp_path/"prompts.jsonl", [p.row for p in prompts])
+    (tmp_path/"driver.py").write_text(TOGETHER)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path/"driver.py"), str(tmp_path)], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path/f"seen.{rank}.json").read_text()) for rank in range(2))
+    assert first["drawn"] == [2, 1] and second["drawn"] == [1, 0]                                # three prompts and then one, by two processes
+    assert first["scored"] == [6, 6, 1] and second["scored"] == [6, 6]                           # twelve rows twice, by reference and policy; then a single one
+    assert first["judged"] == [12, 10, 1] and second["judged"] == []                             # judged by one: a rollout, the held-out prompts, the single row
+    assert first["errors"] == second["errors"] == [["EngineError", "no answer"], ["RuntimeError", "Full: memory full"], ["ValueError", "broken weights"]]
+    monkeypatch.setitem(REWARDS, "judge", lambda rows, replies: [float(len(r)) for r in replies])
+    alone = batches_of(model, prompts, tokenizer, config(reward=("judge",), updates=2, beta=.1), model)
+    alone.at(0)
+    one, two = (read_tensors(tmp_path/f"rollout.{rank}.safetensors") for rank in range(2))
+    for k, v in alone.rollout.items():
+        assert torch.equal(one[k], two[k])
+        torch.testing.assert_close(one[k], v.float(), atol=1e-4, rtol=1e-4)
+    assert first["numbers"] == second["numbers"] == pytest.approx(measure_reward(model, tokenizer, prompts, RewardMix("judge"), alone.cfg))
 
 
 def test_half_precision(tokenizer, prompts):
@@ -498,6 +616,34 @@ def test_a_saved_reward_model_judges_alike(judge, tokenizer):
     assert better.tolist() == pytest.approx(alone, abs=1e-4)                        # filling changes nothing
 
 
+def test_a_reply_that_was_cut_off_has_no_end_for_the_reward_model(judge, tokenizer):
+    "It is read as far as it goes: the same tokens, without the mark of an end that the model never wrote."
+    path, model, _ = judge
+    row, reply = question(5, 6), "5+6=1"
+    whole = encode_chat(tokenizer, [row["conversations"][0], {"role": "assistant", "content": reply}])[0]
+    end = len(whole) - whole[::-1].index(2) - 1
+    assert tokenizer.decode(whole[:end]).endswith(reply) and ModelReward(path)._ids(row | {"truncated": True}, reply) == whole[:end]
+    mix = RewardMix(f"model:{path}")
+    ended, cut = (float(mix([row], [reply], truncated=[truncated])[0]) for truncated in (False, True))
+    with torch.no_grad(): assert cut == pytest.approx(float(model(torch.tensor([whole[:end]]))), abs=1e-4) and ended == pytest.approx(float(model(torch.tensor([whole]))), abs=1e-4)
+    assert abs(ended - cut) > .1
+
+
+def test_the_content_of_a_reward_model_belongs_to_the_run(judge, tokenizer, prompts, tmp_path):
+    path, model, _ = judge
+    def identity(folder): return batches_of(build(tokenizer), prompts, tokenizer, config(reward=("length", f"model:{folder}=0.5"))).identity
+    names = list(identity(path)["reward_sha256"][f"model:{path}"])
+    assert names == ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] and identity(path) == identity(path)
+    save_reward_model(model, tokenizer, tmp_path/"judge")
+    before = identity(tmp_path/"judge")
+    with torch.no_grad(): model.value_head.weight.mul_(1.5)
+    try: save_reward_model(model, tokenizer, tmp_path/"judge")
+    finally:
+        with torch.no_grad(): model.value_head.weight.div_(1.5)
+    assert identity(tmp_path/"judge") != before
+    assert "reward_sha256" not in batches_of(build(tokenizer), prompts, tokenizer, config()).identity
+
+
 @pytest.mark.parametrize("shape", ["ci", "ci-moe", "minimind2-small"])
 def test_transformers_loads_our_reward_model(tokenizer, tmp_path, shape):
     from transformers import AutoModelForSequenceClassification
@@ -523,6 +669,9 @@ def test_any_classifier_of_transformers(tokenizer, tmp_path):
     ids = encode_chat(tokenizer, [row["conversations"][0], {"role": "assistant", "content": replies[1]}])[0]
     with torch.no_grad(): want = float(hf(torch.tensor([ids])).logits[0, 0])
     assert judge([row]*2, replies)[1] == pytest.approx(want, abs=1e-4)
+    end = len(ids) - ids[::-1].index(2) - 1
+    with torch.no_grad(): want = float(hf(torch.tensor([ids[:end]])).logits[0, 0])
+    assert judge([row | {"truncated": True}], replies[1:]) == [pytest.approx(want, abs=1e-4)]
     GPT2ForSequenceClassification(GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, num_labels=3, pad_token_id=0)).save_pretrained(tmp_path/"gpt2")
     with pytest.raises(ValueError, match="3 numbers"): ModelReward(tmp_path/"gpt2")
     with pytest.raises(ValueError, match="no config.json"): RewardMix(f"model:{tmp_path/'nothing'}")
@@ -565,8 +714,11 @@ class FakeServer:
                         "logprobs": {"tokens": [f"token_id:{t}" if not lies.get("texts") else "x" for t in ids], "token_logprobs": c.logps[:len(ids)]}}
             return {"object": "text_completion", "choices": [choice(i, c) for i, c in enumerate(done)][::-1]}
         if path == "/generate" and self.kind == "sglang":
-            o = body["sampling_params"]
-            done = LocalEngine(self.model).sample([body["input_ids"]], o["n"], o["max_new_tokens"], o["temperature"], o["sampling_seed"])[0]
+            # as with --enable-deterministic-inference: n copies of a request are copies of its seed, so that they say the same
+            many = isinstance(body["input_ids"][0], list)
+            requests = [(ids, o) for ids, o in (zip(body["input_ids"], body["sampling_params"], strict=True) if many else [(body["input_ids"], body["sampling_params"])]) for _ in range(o.get("n", 1))]
+            assert all(0 <= o["sampling_seed"] < 2**63 and (o["top_p"], o["top_k"], o["min_p"], o["repetition_penalty"]) == (1, -1, 0, 1) for _, o in requests)
+            done = [LocalEngine(self.model).sample([ids], 1, o["max_new_tokens"], o["temperature"], [o["sampling_seed"]])[0][0] for ids, o in requests]
             return [{"text": "…", "meta_info": {"finish_reason": {"type": "length" if c.truncated else "stop"}, "output_token_logprobs": [[v, i, None] for v, i in zip(c.logps, c.ids)]}} for c in done]
         return None
 
@@ -600,14 +752,19 @@ def test_completions_from_a_server(tokenizer, prompts, tmp_path, kind, lies):
         assert unsynchronised.numbers["sampler_gap"] > .01                          # this is what the number is for
 
 
-def test_a_server_gives_each_prompt_its_own_seed(tokenizer, tmp_path):
+@pytest.mark.parametrize("kind", ["openai", "sglang"])
+def test_a_server_gives_each_completion_its_own_draws(tokenizer, tmp_path, kind):
+    "Two copies of one prompt, four completions each: eight different ones, the same again for the same seed."
     model = build(tokenizer)
-    with FakeServer(model) as server:
+    with FakeServer(model, kind) as server:
         engine = ServerEngine(server.url, model, tokenizer, tmp_path/"policy")
-        a, b = engine.sample([[50, 51], [50, 51]], 3, 12, 1.0, seed=5)
-        assert [c.ids for c in a] != [c.ids for c in b] and [c.ids for c in a] == [c.ids for c in engine.sample([[50, 51], [50, 51]], 3, 12, 1.0, seed=5)[0]]
-        options = server.requests[-1][1]
-        assert options["top_p"] == 1 and options["temperature"] == 1 and options["prompt"] == [50, 51] and options["n"] == 3
+        def draw(seed): return [[tuple(c.ids) for c in group] for group in engine.sample([[50, 51], [50, 51]], 4, 12, 1.0, seed=seed)]
+        a = draw(5)
+        assert len({*a[0], *a[1]}) == 8 and a == draw(5) and not {*a[0], *a[1]} & {c for group in draw(6) for c in group}
+        if kind == "sglang": assert a == [[tuple(c.ids) for c in group] for group in LocalEngine(model).sample([[50, 51], [50, 51]], 4, 12, 1.0, seed=5)]      # the very same seeds
+        else:
+            options = server.requests[-1][1]
+            assert [options[k] for k in ("top_p", "top_k", "min_p", "repetition_penalty", "temperature")] == [1, -1, 0, 1, 1] and options["prompt"] == [50, 51] and options["n"] == 4 and 0 <= options["seed"] < 2**63 - 4
 
 
 @pytest.mark.parametrize("kind, lies, message", [

@@ -1,0 +1,98 @@
+"What `parallel` says before it begins, less memory by computing again, and layers that can or can't be compiled. Real processes train in test_distributed."
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from test_stages import config, flags, world  # noqa: F401  (a fixture)
+
+from minimind.losses import causal_lm_loss
+from minimind.model import MiniMind, ModelConfig
+from minimind.parallel import deepspeed_settings, own_rows
+from minimind.ppo import PPOConfig
+from minimind.train import TrainConfig, format_ranks, memory_bytes, processes, read_metrics, sharded_state
+
+SHAPE = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, intermediate_size=64, vocab_size=100)
+
+
+@pytest.mark.parametrize("shape", [{}, dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=True)], ids=["dense", "experts"])
+def test_activations_computed_again_give_the_same_gradient(shape):
+    torch.manual_seed(0)
+    model, rows = MiniMind(ModelConfig(**SHAPE | shape)), torch.randint(0, 100, (3, 40))
+    batch = dict(input_ids=rows, labels=rows, segment_ids=torch.ones_like(rows))
+    found = []
+    for again in (False, True):
+        model.model.gradient_checkpointing = again
+        model.zero_grad()
+        loss, *_ = causal_lm_loss(model, batch)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_the_flag_reaches_the_layers(world, tmp_path):  # noqa: F811
+    runs = []
+    for name, again in (("kept", False), ("again", True)):
+        module, cfg = config("sft", world, tmp_path/name, gradient_checkpointing=again, log_every=1)
+        module.run(cfg)
+        runs.append([line["loss"] for line in read_metrics(tmp_path/name) if "lr" in line])
+    assert runs[0] == runs[1]
+    c, cfg = ModelConfig(**SHAPE), TrainConfig(optimizer="adamw", seq_len=512)
+    assert memory_bytes(c, replace(cfg, gradient_checkpointing=True), torch.float32)["working"] < .8*memory_bytes(c, cfg, torch.float32)["working"]
+
+
+def test_memory_is_shared_as_the_stages_of_zero_say(tmp_path):
+    c, plain = ModelConfig(**SHAPE), TrainConfig(optimizer="adamw", seq_len=64)
+    whole = memory_bytes(c, plain, torch.float32, size=4)
+    for stage, shared in enumerate((set(), {"optimizer"}, {"optimizer", "gradients"}, {"optimizer", "gradients", "weights"})):
+        (tmp_path/"ds.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+        cfg = replace(plain, deepspeed=str(tmp_path/"ds.json"))
+        assert sharded_state(cfg) == shared
+        assert memory_bytes(c, cfg, torch.float32, size=4) == {k: v//4 if k in shared else v for k, v in whole.items()}
+    assert sharded_state(replace(plain, parallel="fsdp")) == {"optimizer", "gradients", "weights"} and sharded_state(plain) == set()
+
+
+@pytest.mark.parametrize("content,changes,message", [
+    ({"fp16": {"enabled": True}}, {}, "fp16 is set by --dtype"), ({"bf16": {"enabled": True}}, {}, "float32"), ({"train_batch_size": 8}, {}, "--batch-size"),
+    ({"optimizer": {"type": "AdamW"}}, {}, "--lr"), ({"gradient_clipping": 1.}, {}, "--clip"), ({}, {"optimizer": "muon"}, "--optimizer adamw")])
+def test_settings_that_contradict_a_flag(tmp_path, content, changes, message):
+    (tmp_path/"ds.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message): deepspeed_settings(tmp_path/"ds.json", TrainConfig(**{"optimizer": "adamw"} | changes))
+
+
+def test_settings_that_are_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no.json"): deepspeed_settings(tmp_path/"no.json", TrainConfig(optimizer="adamw"))
+    (tmp_path/"bad.json").write_text("{")
+    with pytest.raises(ValueError, match="bad.json"): deepspeed_settings(tmp_path/"bad.json", TrainConfig(optimizer="adamw"))
+    with pytest.raises(ValueError, match="leave one of the two out"): TrainConfig(deepspeed="x.json", parallel="fsdp")
+    with pytest.raises(ValueError, match="choose one of ddp, fsdp"): TrainConfig(parallel="tensor")
+    with pytest.raises(ValueError, match="--target-kl 0"): PPOConfig(deepspeed="x.json", optimizer="adamw")
+
+
+def test_alone():
+    x = torch.arange(6).view(3, 2)
+    assert processes() == (0, 1) and torch.equal(own_rows(x), x)
+    assert format_ranks(TrainConfig(batch_size=5, micro_batch_size=2), torch.device("cpu")).endswith("cpu: 5 of 5 rows a step, 3 micro-batches")
+
+
+def compiled(world, out, **env):  # noqa: F811
+    argv = flags("pretrain", world, out, steps=2, log_every=1) + ["--compile"]
+    return subprocess.run([sys.executable, "-m", "minimind", *argv], capture_output=True, text=True, env={**os.environ, **env}, timeout=500)
+
+
+def test_a_machine_without_a_compiler(world, tmp_path):  # noqa: F811
+    done = compiled(world, tmp_path/"run", CXX="/nowhere/g++", TORCHINDUCTOR_CACHE_DIR=str(tmp_path/"cache"))
+    assert done.returncode == 0 and "compile: not possible here, going on without" in done.stdout, done.stdout + done.stderr
+    assert len(read_metrics(tmp_path/"run")) == 3
+
+
+@pytest.mark.slow
+def test_compiled_layers_compute_the_same(world, tmp_path):  # noqa: F811
+    done = compiled(world, tmp_path/"run")
+    assert done.returncode == 0 and "going on without" not in done.stdout, done.stdout + done.stderr
+    module, cfg = config("pretrain", world, tmp_path/"plain", steps=2, log_every=1)
+    module.run(cfg)
+    assert [line["loss"] for line in read_metrics(tmp_path/"run") if "lr" in line] == pytest.approx([line["loss"] for line in read_metrics(tmp_path/"plain") if "lr" in line], abs=1e-4)
