@@ -61,7 +61,7 @@ notebooks: $(VENV)/.dev  ## run every cell of every notebook, solutions included
 	@$(BIN)/nbdev_test --n_workers $(WORKERS) --timing
 
 pytest: $(VENV)/.dev  ## tests/, ending in pytest's summary line
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations 10 tests
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 10 tests
 
 # ---- work on it ------------------------------------------------------------------------------------------------------
 check: $(VENV)/.dev  ## the fast loop: ruff and the repository gates

@@ -126,10 +126,7 @@ def both(world, tmp_path_factory):  # noqa: F811
 PAIRS = [(way, run) for way in EVERYWHERE for run in RUNS if not ("zero" in way and "early" in run)] + [("zero1", "sft"), ("zero3", "sft"), ("zero3", "lora"), ("zero3", "grpo")]
 
 
-def together(way, *values): return pytest.param(way, *values, marks=pytest.mark.xdist_group(way))      # one worker makes the runs of a way, once
-
-
-@pytest.mark.parametrize("way,run", [together(*pair) for pair in PAIRS])
+@pytest.mark.parametrize("way,run", PAIRS)
 def test_two_processes_train_as_one(both, world, way, run):  # noqa: F811
     folder, _ = both(way)
     alone_in = alone(world, folder, run, WAYS[way].get("optimizer", "own"))
@@ -144,7 +141,7 @@ def test_two_processes_train_as_one(both, world, way, run):  # noqa: F811
     if "early" in run: assert [line["stopped"] for line in read_metrics(folder/way/run) if "lr" in line] == [0, 0, 1, 1, 0, 0]
 
 
-@pytest.mark.parametrize("way", [together(way) for way in EVERYWHERE])
+@pytest.mark.parametrize("way", EVERYWHERE)
 def test_only_one_speaks(both, way):
     _, out = both(way)
     for name in STAGES: assert out.count(f"{name} step 6/6") == [RUNS[run][0] for w, run in PAIRS if w == way].count(name), name

@@ -531,7 +531,6 @@ def same_points(shown, wanted):
         assert [v for _, v in shown[key]] == pytest.approx([v for _, v in points], rel=1e-6), key      # TensorBoard keeps float32
 
 
-@pytest.mark.xdist_group("killed")
 def test_swanlab_shows_every_step_once(killed):
     need("swanlab", "swanboard")
     shown = read_swanlab(killed/"swanlog")
@@ -542,7 +541,6 @@ def test_swanlab_shows_every_step_once(killed):
     assert sorted(charts) == [("eval/bpb_en",), ("train/loss",), ("train/lr",)]
 
 
-@pytest.mark.xdist_group("killed")
 def test_wandb_holds_every_step_once(killed):
     need("wandb")
     [shown] = read_wandb(killed/"wandb").values()
@@ -550,14 +548,12 @@ def test_wandb_holds_every_step_once(killed):
     assert len(list((killed/"wandb").glob("offline-run-*"))) == 2        # two processes ended by themselves
 
 
-@pytest.mark.xdist_group("killed")
 def test_tensorboard_shows_every_step_once(killed):
     need("tensorboard")
     [shown] = read_tensorboard(killed/"tensorboard").values()
     same_points(shown, by_key(killed))
 
 
-@pytest.mark.xdist_group("killed")
 def test_a_fresh_run_stands_beside_the_old_one(killed):
     before = by_key(killed)
     drive(killed, 30, "fresh")
