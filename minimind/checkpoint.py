@@ -290,6 +290,7 @@ def refuse_changes(run, then, now):       # the run's folder; settings that were
 def check_start(cfg):         # a stage's config
     "Refuse at once, before any data is read or written, what would go wrong later. Raises `ValueError`, `SettingsChanged`."
     out, init = Path(cfg.out), getattr(cfg, "init", "")
+    if cfg.deepspeed: import_module("minimind.parallel").deepspeed_settings(cfg.deepspeed, cfg)
     if init and Path(init).resolve() == out.resolve(): raise ValueError(f"init and out are both {cfg.out}: the model to begin from would be overwritten; choose another --out")
     if cfg.fresh: return
     done = checkpoints(out)
@@ -412,6 +413,8 @@ class Checkpointer:
 
     def load(self):               # optimizer steps done
         "Restore the newest checkpoint, if there is one. Raises `SettingsChanged`, or `ValueError` if it is damaged."
+        found = gather(self.steps()[-1].name if self.steps() else None)
+        if len(set(found)) > 1: raise ValueError(f"the processes find different checkpoints, {', '.join(map(str, found))}: {self.run} must lie on a disk that all of them share")
         if not self.steps(): return 0
         newest = self.steps()[-1]
         try:
@@ -470,7 +473,7 @@ def run_stage(cfg,           # a stage's config
     if dry_run: return {}
     ways = share_work(model, cfg)
     identity = {"steps_per_epoch": batches.steps_per_epoch, "tokenizer_fingerprint": tokenizer.fingerprint, "config": model.config.to_dict(), "computed_in": str(dtype), **getattr(batches, "identity", {})}
-    if model.config.num_experts: identity["balanced_over_rows"] = min(cfg.micro_batch_size, cfg.batch_size)
+    if model.config.num_experts: identity["balanced_over_rows"] = min(cfg.micro_batch_size, -(-cfg.batch_size//processes()[1]))
     if init: identity["init_sha256"] = [file_sha256(f) for f in sorted(Path(init).glob("*.safetensors"))]
     checkpointer = Checkpointer(folder or ModelFolder(model, tokenizer), {"optimizer": ways.optimizers, **(parts or {})}, cfg, identity, ways)
     gather(None)                  # what a killed run has left is cleaned up before anybody reads

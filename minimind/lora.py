@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from .core import compute_dtype, read_json, write_json
 from .moe import MoE
+from .train import processes
 from .checkpoint import read_tensors, weights_sha256, write_tensors
 from .sft import SFTConfig, train_on_chats
 
@@ -370,6 +371,7 @@ def run(cfg,                # `LoRAConfig`
        ):                   # dict of the last numbers
     "Fine-tune an adapter on conversations; everything but the model's extra layers and the folder that is written is as in SFT."
     def prepare(model):
+        if cfg.dropout and processes()[1] > 1: raise ValueError(f"dropout={cfg.dropout}: several processes would each draw their own, and a resumed run others again; train with dropout in one process, or without it")
         apply_lora(model, cfg.r, cfg.alpha, cfg.target_modules, cfg.dropout, cfg.rslora)
         if cfg.int8: quantize_base(model)
         return AdapterFolder(model, cfg.init)

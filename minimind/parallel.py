@@ -18,7 +18,7 @@ from torch import nn
 from .core import read_json
 from .model import Block
 from .optim import Muon, Optimizers, build_optimizer, newton_schulz
-from .train import Replicas, processes
+from .train import Replicas, processes, zero_stage
 
 # %% ../nbs/36_parallel.ipynb #268d3e8b
 class Root(nn.Module):
@@ -30,7 +30,7 @@ class Root(nn.Module):
 
 # %% ../nbs/36_parallel.ipynb #48ccedf6
 def own_rows(x):              # a tensor with at least one dimension
-    "The rows that are this process's share: as equal parts as possible, the first ones the larger (as `torch.chunk`)."
+    "The rows that are this process's share: equal parts, but the last ones may be smaller, or empty (as `torch.chunk`)."
     rank, size = processes()
     each = -(-len(x)//size)
     return x[rank*each:(rank + 1)*each]
@@ -64,7 +64,8 @@ class Shards(Replicas):
     together = sharded = True
     def __init__(self, model, cfg):
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+        if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"): raise RuntimeError(f"--parallel fsdp needs a newer PyTorch than {torch.__version__}: pip install -U torch")
         shapes = {name: p.shape for name, p in model.named_parameters()}
         self.model, self.root, self.open = model, Root(model), False
         mesh = init_device_mesh(next(model.parameters()).device.type, (processes()[1],))
@@ -79,10 +80,6 @@ class Shards(Replicas):
         self.optimizers = ShardedOptimizers(plain.optimizers, plain.names)
 
     def forward(self, loss_fn, batch): return self.root(loss_fn, batch)
-
-    def backward(self, loss, last):
-        self.root.set_requires_gradient_sync(last)
-        loss.backward()
 
     def mean(self, denominator, known):
         for name, p in self.trained.items():
@@ -123,8 +120,12 @@ def deepspeed_settings(path, cfg):     # json file; a stage's config
     "DeepSpeed's settings from a file, with ours added. Raises `FileNotFoundError`, or `ValueError` for a setting that a flag of ours makes, and for what DeepSpeed can't do here."
     settings = read_json(path)
     for name in OURS.keys() & settings.keys(): raise ValueError(f"{path}: {name} is set by {OURS[name]}; take it out of the file" + (" (weights stay float32; the products are made in --dtype)" if name.endswith("16") else ""))
+    zero = settings.get("zero_optimization", {})
+    zero_stage(settings)
+    if offloaded := [name for name in zero if name.startswith("offload")]: raise ValueError(f"{path}: {offloaded[0]} needs DeepSpeed's own optimizer, written in C++; take it out of the file")
     if cfg.optimizer != "adamw": raise ValueError(f"optimizer={cfg.optimizer!r}: DeepSpeed cuts the weights into flat pieces, and Muon needs whole matrices; use --optimizer adamw, or --parallel fsdp in place of --deepspeed")
-    return {"zero_optimization": {"stage": 2}} | settings | {"train_micro_batch_size_per_gpu": cfg.micro_batch_size, "gradient_accumulation_steps": 1, "gradient_clipping": cfg.clip, "zero_allow_untested_optimizer": True}
+    small = {"stage": 2, "reduce_bucket_size": 10_000_000, "stage3_prefetch_bucket_size": 10_000_000}     # DeepSpeed's own buckets take 2 GB, whatever the model
+    return settings | {"zero_optimization": small | zero, "train_micro_batch_size_per_gpu": cfg.micro_batch_size, "gradient_accumulation_steps": 1, "gradient_clipping": cfg.clip, "zero_allow_untested_optimizer": True}
 
 # %% ../nbs/36_parallel.ipynb #0abc9007
 class EngineState:
@@ -167,6 +168,7 @@ class DeepSpeed(Replicas):
         deepspeed.utils.logger.setLevel("WARNING")
         device = next(model.parameters()).device
         if device.type == "cpu": deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False       # else it compiles C++ for a minute
+        os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
         if not dist.is_initialized(): dist.init_process_group("gloo" if device.type == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1)
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
         self.model, self.cfg = model, cfg
@@ -176,7 +178,12 @@ class DeepSpeed(Replicas):
         self.stage = self.engine.zero_optimization_stage()
         self.optimizers = EngineState(model, self.engine, plain.groups)
 
-    def forward(self, loss_fn, batch): return self.engine(loss_fn, batch)
+    def forward(self, loss_fn, batch):
+        kind = next(self.model.parameters()).device.type
+        on, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+        def in_our_precision(model, batch):      # on a GPU the engine switches off what it has not switched on itself
+            with torch.autocast(kind, dtype, enabled=on): return loss_fn(model, batch)
+        return self.engine(in_our_precision, batch)
 
     def backward(self, loss, last):
         self._scale(1.)

@@ -6,8 +6,9 @@
 __all__ = ['MAX_SKIPS', 'TrainConfig', 'processes', 'process_group', 'others_may_enter', 'gather', 'from_first', 'add_gradients',
            'split_rows', 'Replicas', 'compute_gradients', 'StepResult', 'train_step', 'NonFinite', 'bad_sources',
            'explain_nonfinite', 'MetricsLog', 'read_metrics', 'random_state', 'set_random_state', 'same_random_numbers',
-           'stop_signals', 'total_steps', 'memory_bytes', 'sharded_state', 'plan', 'count_tokens', 'format_plan',
-           'format_ranks', 'format_seconds', 'Window', 'format_line', 'odd_first_loss', 'refuse_step', 'stopped', 'fit']
+           'stop_signals', 'total_steps', 'memory_bytes', 'zero_stage', 'sharded_state', 'plan', 'count_tokens',
+           'format_plan', 'format_ranks', 'format_seconds', 'Window', 'format_line', 'odd_first_loss', 'refuse_step',
+           'stopped', 'fit']
 
 # %% ../nbs/12_train.ipynb #7a36b4fc
 import atexit
@@ -310,11 +311,11 @@ def same_random_numbers():
 # %% ../nbs/12_train.ipynb #0bfd1483
 @contextmanager
 def stop_signals():      # yields a list, empty until a signal comes
-    "Collect Ctrl-C and the system's request to end, instead of ending at once; the second one ends at once. Does nothing outside the main thread."
+    "Collect Ctrl-C and the system's request to end, instead of ending at once; a second Ctrl-C ends at once. Does nothing outside the main thread."
     seen, old = [], {}
     def note(number, frame):
         seen.append(signal.Signals(number))
-        signal.signal(number, old[number])
+        if number == signal.SIGINT: signal.signal(number, old[number])       # `torchrun` may pass SIGTERM on, and so send it twice
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) not in (signal.SIG_IGN, None): old[number] = signal.signal(number, note)
@@ -345,14 +346,20 @@ def memory_bytes(config,        # `ModelConfig`
     layers = kept + c.num_hidden_layers*c.hidden_size if cfg.gradient_checkpointing else c.num_hidden_layers*kept          # what enters each layer, and all of one
     backward = tokens*layers*dtype.itemsize + 8*min(tokens, 1024)*c.vocab_size + 4*table                # a chunk of logits, twice; the head's gradient
     muon = cfg.optimizer == "muon"
-    state = P + tables if muon else 2*P                                     # Muon keeps one number a weight, AdamW two
+    state = P + tables if muon else 3*P if cfg.deepspeed else 2*P           # Muon keeps one number a weight, AdamW two; DeepSpeed a copy of the weight besides
     stack = c.num_hidden_layers*c.hidden_size*(3*c.intermediate_size if not c.num_experts else 2*c.num_experts*c.moe_intermediate_size)     # Muon takes all matrices of a shape at once, six times over
     cut = {kind: size if kind in sharded_state(cfg) else 1 for kind in ("weights", "gradients", "optimizer")}
     return dict(weights=4*P//cut["weights"], gradients=round(4*P*share)//cut["gradients"], optimizer=round(4*state*share)//cut["optimizer"], working=max(backward, round(6*4*stack*share) if muon else 0))
 
+def zero_stage(settings):     # DeepSpeed's → 1, 2 or 3
+    "The stage of ZeRO that DeepSpeed's settings ask for; 2 if they don't say. Raises `ValueError` for another one."
+    stage = settings.get("zero_optimization", {}).get("stage", 2)
+    if stage not in (1, 2, 3): raise ValueError(f"zero_optimization.stage is {stage!r}: choose 1, 2 or 3 (without any, leave --deepspeed out: that is plain data parallel training)")
+    return stage
+
 def sharded_state(cfg):       # `TrainConfig` → set of str
     "Of what each process holds its share only (the stages of ZeRO, Rajbhandari et al. 2020): chapter 36."
-    stage = read_json(cfg.deepspeed).get("zero_optimization", {}).get("stage", 2) if cfg.deepspeed else 3 if cfg.parallel == "fsdp" else 0
+    stage = zero_stage(read_json(cfg.deepspeed)) if cfg.deepspeed else 3 if cfg.parallel == "fsdp" else 0
     return set(("optimizer", "gradients", "weights")[:stage])
 
 # %% ../nbs/12_train.ipynb #3d796df2
@@ -372,10 +379,10 @@ def plan(model, batches, cfg, device, dtype, loss_fn,
         learning = (2 + min(1., trained/numbers["parameters"]))/3                          # of forward, gradients of what flows, gradients of weights: the last for trained ones only
         each = learning*flops_per_token(model.config, cfg.seq_len) + sum(flops_per_token(m.config, cfg.seq_len)/3 for m in beside)
         numbers |= dict(tokens=tokens, fill=batches.fill, flops=tokens*each)
-    if timed:
+    if timed and not (cfg.deepspeed or size > 1 and sharded_state(cfg)):          # of other ways of sharing it would time the wrong thing
         start = time.perf_counter()
         whole = batches.at(0)
-        making, micro = (time.perf_counter() - start)/getattr(cfg, "updates", 1), next(split_rows(whole, cfg.micro_batch_size))
+        making, micro = (time.perf_counter() - start)/getattr(cfg, "updates", 1), next(split_rows(whole, cfg.micro_batch_size*size))
         optimizers = build_optimizer(model, cfg.optimizer)
         optimizers.set_lr(0.)
         for _ in range(2):                                   # the first time also warms up
@@ -500,7 +507,7 @@ def fit(model,               # a `MiniMind` on its device
     with stop_signals() as stop, tqdm(total=total, initial=first, desc=desc, unit="step", dynamic_ncols=True, disable=True if rank else None) as bar:
         if due(first) and not gather(history.evaluated)[0]: measure(first)         # it was killed after the checkpoint, before the evaluation
         def told(): return [signal for signals in gather(list(stop)) for signal in signals]      # all must stop at the same step
-        if first_told := told(): raise stopped(first_told[0], desc, first, total, cfg, checkpointer)
+        if first_told := told(): gather(None); raise stopped(first_told[0], desc, first, total, cfg, checkpointer)
         for step in range(first, total):
             started, done = time.perf_counter(), step + 1
             try:
@@ -527,5 +534,5 @@ def fit(model,               # a `MiniMind` on its device
             stopping = told()                   # a signal that comes after this look waits for the next one
             if checkpointer and (stopping or due(done) or done == total or done % cfg.save_every == 0): checkpointer.save(done, dict(window))
             if due(done) and not stopping: measure(done); stopping = told()
-            if stopping: raise stopped(stopping[0], desc, done, total, cfg, checkpointer)
+            if stopping: gather(None); raise stopped(stopping[0], desc, done, total, cfg, checkpointer)
     return history.last()

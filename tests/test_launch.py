@@ -357,7 +357,8 @@ def test_stopped_and_gone_on_with(done, tmp_path):
 @posix
 def test_an_interrupted_kernel_leaves_the_run_alive(done, tmp_path):
     recipe, changes = long(done, tmp_path, 1)
-    code = ["from minimind.launch import *", f"r = load_recipe({str(CI)!r}, parse_changes({changes!r}), root={str(recipe.root)!r})",
+    code = ["import signal; signal.signal(signal.SIGINT, signal.default_int_handler)",         # which a job in the background has not
+            "from minimind.launch import *", f"r = load_recipe({str(CI)!r}, parse_changes({changes!r}), root={str(recipe.root)!r})",
             "job = Launch(r.folder('sft')).start(stage_command(r, 'sft'), r.root)", "print('code', job.follow(), flush=True)", "import time; time.sleep(600)"]
     kernel = subprocess.Popen(python(*code), stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True)
     try:

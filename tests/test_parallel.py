@@ -47,11 +47,11 @@ def test_the_flag_reaches_the_layers(world, tmp_path):  # noqa: F811
 def test_memory_is_shared_as_the_stages_of_zero_say(tmp_path):
     c, plain = ModelConfig(**SHAPE), TrainConfig(optimizer="adamw", seq_len=64)
     whole = memory_bytes(c, plain, torch.float32, size=4)
-    for stage, shared in enumerate((set(), {"optimizer"}, {"optimizer", "gradients"}, {"optimizer", "gradients", "weights"})):
+    for stage, shared in enumerate(({"optimizer"}, {"optimizer", "gradients"}, {"optimizer", "gradients", "weights"}), 1):
         (tmp_path/"ds.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
         cfg = replace(plain, deepspeed=str(tmp_path/"ds.json"))
         assert sharded_state(cfg) == shared
-        assert memory_bytes(c, cfg, torch.float32, size=4) == {k: v//4 if k in shared else v for k, v in whole.items()}
+        assert memory_bytes(c, cfg, torch.float32, size=4) == {k: v//4 if k in shared else v for k, v in (whole | {"optimizer": whole["optimizer"]*3//2}).items()}      # and DeepSpeed's copy
     assert sharded_state(replace(plain, parallel="fsdp")) == {"optimizer", "gradients", "weights"} and sharded_state(plain) == set()
 
 
@@ -70,6 +70,32 @@ def test_settings_that_are_not_there(tmp_path):
     with pytest.raises(ValueError, match="leave one of the two out"): TrainConfig(deepspeed="x.json", parallel="fsdp")
     with pytest.raises(ValueError, match="choose one of ddp, fsdp"): TrainConfig(parallel="tensor")
     with pytest.raises(ValueError, match="--target-kl 0"): PPOConfig(deepspeed="x.json", optimizer="adamw")
+
+
+def test_what_a_file_leaves_out(tmp_path):
+    (tmp_path/"ds.json").write_text(json.dumps({"zero_optimization": {"overlap_comm": False}}))
+    cfg = TrainConfig(optimizer="adamw", deepspeed=str(tmp_path/"ds.json"))
+    zero = deepspeed_settings(cfg.deepspeed, cfg)["zero_optimization"]
+    assert zero["stage"] == 2 and zero["overlap_comm"] is False and zero["reduce_bucket_size"] < 1e8 and sharded_state(cfg) == {"optimizer", "gradients"}
+
+
+def test_one_process_with_deepspeed_and_without_torchrun(world, tmp_path):  # noqa: F811
+    "In bfloat16, with what a GPU would say of autocast: the engine must not switch it off."
+    pytest.importorskip("deepspeed")
+    (tmp_path/"ds.json").write_text("{}")
+    code = "import sys, torch; torch.set_autocast_enabled(True); from minimind.cli import main; sys.exit(main(sys.argv[1:]))"
+    found = {}
+    for name, more in (("plain", {}), ("engine", {"deepspeed": tmp_path/"ds.json"}), ("exact", {"dtype": "float32"})):
+        argv = flags("sft", world, tmp_path/name, **{"steps": 3, "log_every": 1, "optimizer": "adamw", "eval_rows": 0, "dtype": "bfloat16"} | more)
+        done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[name] = [line["loss"] for line in read_metrics(tmp_path/name) if "lr" in line]
+    assert found["engine"] == pytest.approx(found["plain"], abs=1e-4) and found["engine"][0] == found["plain"][0] != found["exact"][0]      # the first loss has the same weights
+
+
+def test_a_dry_run_refuses_what_the_run_would(world, tmp_path):  # noqa: F811
+    module, cfg = config("sft", world, tmp_path/"run", deepspeed=str(tmp_path/"no.json"), optimizer="adamw")
+    with pytest.raises(FileNotFoundError, match="no.json"): module.run(cfg, dry_run=True)
 
 
 def test_alone():
