@@ -15,7 +15,7 @@ from minimind.core import IGNORE, get_device, get_dtype
 from minimind.losses import causal_lm_loss
 from minimind.model import MiniMind, num_parameters, preset
 from minimind.optim import build_optimizer
-from minimind.train import TrainConfig, compute_gradients
+from minimind.train import TrainConfig, compute_gradients, train_step
 
 HERE, CPU = Path(__file__).resolve().parent, torch.device("cpu")
 BENCHMARKS = {}
@@ -149,9 +149,7 @@ def checkpointing(device, dtype):
         model, ids = MiniMind(config).to(device), torch.randint(3, config.vocab_size, (8, 340))
         optimizers = build_optimizer(model, "adamw", lr=1e-4)
         cfg = TrainConfig(optimizer="adamw", batch_size=8, micro_batch_size=8, keep=1)
-        def step():
-            compute_gradients(model, dict(input_ids=ids, labels=ids), causal_lm_loss, cfg, device, dtype)
-            optimizers.step(); optimizers.zero_grad()
+        step = partial(train_step, model, dict(input_ids=ids, labels=ids), causal_lm_loss, optimizers, cfg, dtype)
         step()                                             # AdamW has a state from here on
         with TemporaryDirectory() as folder:
             checkpointer, counter = Checkpointer(ModelFolder(model, None), {"optimizer": optimizers}, TrainConfig(out=folder, keep=1)), iter(range(1, 1000))

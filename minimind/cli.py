@@ -6,7 +6,7 @@
 __all__ = ['STAGES', 'PUBLIC_DATA', 'FETCH', 'LADDER', 'QUESTIONS', 'stage', 'field_docs', 'add_flags', 'config_from', 'Parser',
            'run_stage_command', 'table', 'memory', 'doctor', 'data_list', 'data_verify', 'data_rebuild', 'data_get',
            'row_tokens', 'data_show', 'train_tokenizer', 'measure', 'measured', 'open_model', 'evaluate_model',
-           'chat_command', 'run_ladder', 'recipe_command', 'bench', 'build_parser', 'command', 'main', 'leave']
+           'chat_command', 'run_ladder', 'recipe_command', 'bench', 'build_parser', 'command', 'main']
 
 # %% ../nbs/40_cli.ipynb #0300462c
 import argparse, difflib, importlib, inspect, json, os, re, shutil, subprocess, sys, time, warnings
@@ -479,9 +479,3 @@ def main(argv=None):          # arguments; default: the process's
             if type(e).__name__ == "BadLine" and argv[0] in STAGES: hint = " (--on-bad-line skip leaves such lines out, and counts them)"
             print(f"minimind {argv[0]}: {e}{hint}", file=sys.stderr)
             return 1
-
-def leave(code):              # exit code
-    "End this process. If it trained with others it does so at once: while Python takes itself apart, a thread of gloo may abort, and a finished run would count as failed (pytorch issue 190489)."
-    sys.stdout.flush(); sys.stderr.flush()
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1: os._exit(code)
-    sys.exit(code)

@@ -22,7 +22,7 @@ import minimind
 from .core import data_dir, read_json, write_json
 from .data import JsonlReader, chat_row, open_texts
 from .model import PRESETS, flops_per_token, num_parameters
-from .train import memory_bytes, read_metrics
+from .train import dealt_rows, memory_bytes, read_metrics
 from .checkpoint import load_config
 from .dpo import pair_row
 from .rollout import prompt_messages
@@ -173,8 +173,7 @@ def stage_plan(recipe, stage, nodes=1):  # `Recipe`, name of one of its stages, 
     config, _, nproc = recipe.stages[stage]
     shape, n, gpu = recipe_shape(recipe, stage), nproc*nodes, GPUS.get(recipe.gpu)
     dtype = config.dtype if config.dtype != "auto" else "bfloat16" if gpu and gpu.bf16 else "float32"
-    rows = [len(range(rank, config.batch_size, n)) for rank in range(n)]          # as `compute_gradients` deals them
-    micro = [-(-r//config.micro_batch_size) for r in rows]
+    rows, micro = map(list, zip(*dealt_rows(config, config.batch_size, n)))
     of_step = config.batch_size*config.seq_len
     epoch = sum(recipe.data.get(file, {}).get("tokens", math.nan) for file in config.data) if config.data else math.nan
     tokens = config.steps*of_step if config.steps else config.epochs*epoch

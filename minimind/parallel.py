@@ -131,15 +131,12 @@ def deepspeed_settings(path, cfg):     # json file; a stage's config
 class EngineState:
     "The optimizer of a DeepSpeed engine, with the names and the state files of ours: AdamW's moments, put together from all processes."
     MOMENTS = ("exp_avg", "exp_avg_sq")
-    def __init__(self, model, engine, groups):
-        self.model, self.engine, self.groups = model, engine, groups
+    def __init__(self, model, engine, plain):              # `plain`: the `Optimizers` that the engine was given
+        self.model, self.set_lr = model, plain.set_lr
         self.inner = engine.optimizer.optimizer                # torch's AdamW, on flat pieces of the weights
         for group in self.inner.param_groups:                  # all states begin here: the engine links those that are there when the first group has moved, and no others
             for flat in group["params"]: self.inner.state[flat] = {"step": torch.zeros((), device=flat.device if group["fused"] else "cpu")} | {k: torch.zeros_like(flat) for k in self.MOMENTS}
         if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"): engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-    def set_lr(self, factor):
-        for g in self.groups: g["lr"] = g["base_lr"]*factor
 
     def _named(self): return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
@@ -171,12 +168,12 @@ class DeepSpeed(Replicas):
         os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
         if not dist.is_initialized(): dist.init_process_group("gloo" if device.type == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1)
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
-        self.model, self.cfg = model, cfg
+        self.model = model
         plain = build_optimizer(model, cfg.optimizer, cfg.lr, cfg.muon_lr, weight_decay=cfg.weight_decay)
         plain.set_lr(0.)                     # stage 3 takes a first step with gradients of zero
         self.engine, *_ = deepspeed.initialize(model=Root(model), optimizer=plain.optimizers[0], config=settings, dist_init_required=False)
         self.stage = self.engine.zero_optimization_stage()
-        self.optimizers = EngineState(model, self.engine, plain.groups)
+        self.optimizers = EngineState(model, self.engine, plain)
 
     def forward(self, loss_fn, batch):
         kind = next(self.model.parameters()).device.type
@@ -208,8 +205,8 @@ class DeepSpeed(Replicas):
 
     @contextmanager
     def whole(self, write=False):
-        import deepspeed
         if self.stage == 3:
+            import deepspeed
             layers = self.engine.optimizer.parameter_offload       # its hooks would give each layer's weights away again when the layer is done
             with deepspeed.zero.GatheredParameters(list(self.model.parameters()), modifier_rank=0 if write else None):
                 layers._remove_module_hooks()

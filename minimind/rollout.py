@@ -8,11 +8,11 @@ __all__ = ['REWARDS', 'PROMPT_SAMPLES', 'GAP_ROWS', 'NOTHING', 'prompt_messages'
            'score_rows', 'RewardError', 'reward', 'answer_reward', 'format_reward', 'length_reward',
            'repetition_reward', 'truncated_reward', 'metre_reward', 'reasoning_gym_reward', 'parse_reward',
            'find_reward', 'RewardMix', 'RewardModel', 'reward_loss', 'preference_reward_loss', 'save_reward_model',
-           'load_reward_model', 'ModelReward', 'RLConfig', 'from_each', 'by_rows', 'draw_together', 'rollout_numbers',
+           'load_reward_model', 'ModelReward', 'RLConfig', 'by_rows', 'draw_together', 'rollout_numbers',
            'RolloutBatches', 'measure_reward', 'EngineError', 'ServerEngine']
 
 # %% ../nbs/22_rollout.ipynb #b0ad9df5
-import hashlib, importlib, json, math, pickle, re, threading, time, urllib.error, urllib.request
+import hashlib, importlib, json, math, re, threading, time, urllib.error, urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ from .data import EpochRows, JsonlReader, check_unicode, file_sha256, in_heldout
 from .losses import lm_logprobs
 from .model import MiniMind
 from .generate import decode_steps, stop_ids
-from .train import count_tokens, from_first, gather, processes
+from .train import count_tokens, from_each, from_first, processes
 from .checkpoint import load_config, load_weights, model_tensors, read_tensors, save_pretrained, weight_files, write_tensors
 from .evaluate import answers_row
 from .pretrain import StageConfig
@@ -473,19 +473,6 @@ class RLConfig(StageConfig):
         for spec in self.reward: parse_reward(spec)
 
 # %% ../nbs/22_rollout.ipynb #d07e3c05
-def from_each(make):          # `() -> value` that can be pickled
-    "What each process makes, in the order of their ranks. If that fails in one, it fails in all in the same way."
-    try: mine = make()
-    except Exception as error: mine = _sendable(error)
-    values = gather(mine)
-    for value in values:
-        if isinstance(value, Exception): raise value
-    return values
-
-def _sendable(error):         # not every exception can be pickled; its words can
-    try: pickle.loads(pickle.dumps(error)); return error
-    except Exception: return RuntimeError(f"{type(error).__name__}: {error}")
-
 def by_rows(f,                # `(numbers of rows, int64) -> tensor`, rows first
             rows,             # how many there are
            ):                 # the tensor for all rows

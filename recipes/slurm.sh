@@ -21,7 +21,8 @@ set -euo pipefail
 recipe=${1:?usage: sbatch recipes/slurm.sh RECIPE [more flags of "minimind recipe"]}
 shift
 # Where the processes meet: the first machine of the job, at a port that differs from job to job on a shared machine.
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+machines=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${machines%%$'\n'*}
 port=$((20000 + SLURM_JOB_ID % 20000))
 
 # NCCL picks the network by itself. Where it picks the wrong one, name it:   export NCCL_SOCKET_IFNAME=eth0

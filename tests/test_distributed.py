@@ -24,7 +24,7 @@ DRIVER = '''
 import hashlib, json, os, signal, sys
 import minimind.sft      # before its imports are watched
 import minimind.train as train
-from minimind.cli import leave, main
+from minimind.cli import main
 rank = int(os.environ["RANK"])
 for job in json.load(open(sys.argv[1])):
     steps, rows, split, gradients = [], [], train.split_rows, train.compute_gradients
@@ -48,7 +48,7 @@ for job in json.load(open(sys.argv[1])):
     if "seen" in job:
         with open(f"{job['seen']}.{rank}", "w") as f: json.dump(rows, f)
     assert code == (143 if "stop" in job else 0), (job, code)
-leave(0)
+train.leave(0)
 '''
 
 

@@ -226,7 +226,7 @@ def test_what_the_command_refuses(capsys, tmp_path, monkeypatch, words, code, sa
 def test_slurm(tmp_path):
     script = root/"recipes/slurm.sh"
     assert subprocess.run(["bash", "-n", script]).returncode == 0
-    for name, body in (("srun", 'printf "%s\\n" "$@"'), ("scontrol", "echo nodeA; echo nodeB")):
+    for name, body in (("srun", 'printf "%s\\n" "$@"'), ("scontrol", "echo nodeA; seq -f node%g 20000")):  # more than a pipe holds: nobody may stop reading after the first
         (tmp_path/name).write_text(f"#!/bin/bash\n{body}\n"); (tmp_path/name).chmod(0o755)
     env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node[A-B]", "SLURM_JOB_ID": "41234", "SLURM_NNODES": "2"}
     done = subprocess.run(["bash", script, "recipes/minimind2-8gpu.toml", "--only", "pretrain"], env=env, cwd=root, capture_output=True, text=True)

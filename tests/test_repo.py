@@ -16,7 +16,7 @@ root = Path(__file__).resolve().parents[1]
 nbs = root/"nbs"
 package = root/"minimind"
 BIN = Path(sys.executable).parent
-HAND_WRITTEN = {"__init__", "__main__", "_modidx"}   # __main__ is three lines; nbdev keeps the other two
+HAND_WRITTEN = {"__init__", "__main__", "_modidx"}   # __main__ only calls cli; nbdev keeps the other two
 HEAVY = {"nbdev", "fastcore", "matplotlib", "IPython", "ipywidgets", "transformers", "peft", "fastapi", "uvicorn", "streamlit", "swanlab", "swanboard", "wandb", "tensorboard", "deepspeed", "gguf"}
 
 chapters = sorted(nbs.glob("[0-9]*.ipynb"))

@@ -325,6 +325,7 @@ import torch
 import torch.distributed as dist
 from minimind import rollout
 from minimind.checkpoint import load_pretrained, write_tensors
+from minimind.train import leave
 
 folder = sys.argv[1]
 dist.init_process_group("gloo")
@@ -361,7 +362,7 @@ few.at(0)                                                # one row for two proce
 errors = [failing(rollout.EngineError("no answer"), 1), failing(Full("memory", "full"), 1), failing(ValueError("broken weights"), 0)]
 json.dump(dict(drawn=drawn, scored=scored, judged=judged, errors=errors, numbers=numbers), open(f"{folder}/seen.{rank}.json", "w"))
 dist.barrier()
-dist.destroy_process_group()
+leave(0)
 '''
 
 
