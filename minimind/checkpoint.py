@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
@@ -263,7 +264,7 @@ class SettingsChanged(ValueError):
     "A run is to be resumed with settings that would change its result."
 
 # These may change between start and resume: they decide where and how often, not what.
-_FREE = {"max_line_bytes", "on_bad_line", "out", "device", "eval_bytes", "eval_rows", "log_every", "eval_every", "save_every", "keep", "on_nan", "fresh", "micro_batch_size", "reward_timeout", "engine", "engine_model",
+_FREE = {"max_line_bytes", "on_bad_line", "out", "device", "eval_bytes", "eval_rows", "log_every", "eval_every", "save_every", "keep", "async_checkpoint", "on_nan", "fresh", "micro_batch_size", "reward_timeout", "engine", "engine_model",
          "parallel", "deepspeed", "gradient_checkpointing", "compile", "track"}
 
 _PATHS = ("data", "heldout", "init", "tokenizer", "teacher", "cache")
@@ -341,6 +342,7 @@ class Checkpointer:
         self.run, self.progress, self.published = Path(cfg.out), {}, False
         self.dir = self.run/"trainer"
         self.settings = _settings(cfg, **(identity or {}))
+        self.thread, self.pending = ThreadPoolExecutor(1), None
         self.writes = processes()[0] == 0          # the others hold the same, and only read, but for an optimizer state that is cut into shares
         if not self.writes: return
         self.dir.mkdir(parents=True, exist_ok=True)
@@ -358,23 +360,23 @@ class Checkpointer:
         os.replace(folder, hidden); shutil.rmtree(hidden, ignore_errors=True)
 
     def save(self, step, progress=None):         # optimizer steps done; JSON-able dict that a resumed run finds in `.progress`
-        "Write a complete checkpoint beside the old ones, then publish the model folder, then drop checkpoints beyond `keep`. Raises `OSError`."
+        "Write a complete checkpoint beside the old ones, then publish the model folder, then drop checkpoints beyond `keep`. With `async_checkpoint` a thread does so from a copy, and what goes wrong is raised by the next `save` or `finish`. Raises `OSError`."
         if not (self.writes or self.ways.together): return
+        self.finish()
         target = self.dir/f"step-{step:08d}"
-        tmp = self.dir/f".{target.name}.tmp"
         if not (gather(target.exists())[0] if self.ways.together else target.exists()):
-            try:
-                with self.ways.whole(): self._write(tmp, step, progress or {})
-                if self.writes: os.replace(tmp, target); sync_file(self.dir)
-            except OSError as e:
-                shutil.rmtree(tmp, ignore_errors=True)
-                last = f"the last good one is {self.steps()[-1]}" if self.steps() else "there is none yet"
-                full = e.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))
-                remedy = f"{self.dir} needs {self.bytes/2**20:,.0f} MiB more. Make room" if full else "Mend that"
-                raise OSError(e.errno, f"no checkpoint of step {step}, {last}: {os.strerror(e.errno)}. {remedy}, then give the same command again") from None
-        if not self.writes: return
-        self.publish()
-        for old in self.steps()[:-self.cfg.keep]: self._discard(old)
+            with self.ways.whole():
+                files, (generators, python) = self._tensors(), random_state()
+                state = {"step": step, "settings": self.settings, "progress": progress or {}, "python_random": python}
+                if not self.cfg.async_checkpoint: self._write(target, files, generators, state)
+                else: files = {name: {k: t.detach().to("cpu", copy=True) for k, t in tensors.items()} for name, tensors in files.items()}
+            if self.cfg.async_checkpoint and self.writes: self.pending = self.thread.submit(self._write, target, files, generators, state)
+        elif self.writes: self._show_newest()
+
+    def finish(self):
+        "Wait for the checkpoint that is being written, if one is. Raises `OSError` if it can't be."
+        pending, self.pending = self.pending, None
+        if pending: pending.result()
 
     def _tensors(self):           # `{file name: tensors}` that this process writes
         files = {self.folder.weights: self.folder.tensors(), **{f"{name}.safetensors": part.state_tensors() for name, part in self.parts.items()}}
@@ -387,17 +389,29 @@ class Checkpointer:
         "About what the checkpoints to come will take on the disk at most, one more than are kept: weights, and up to two moments for each."
         return max(0, self.cfg.keep + 1 - len(self.steps()))*3*sum(t.nbytes for t in self.folder.tensors().values())
 
-    def _write(self, folder, step, progress):
-        generators, python = random_state()
-        files = self._tensors()
-        self.bytes = sum(t.nbytes for tensors in files.values() for t in tensors.values())
-        if self.writes: shutil.rmtree(folder, ignore_errors=True); folder.mkdir(parents=True)
-        if self.ways.sharded: gather(None)        # the folder is there
-        for name, tensors in files.items(): write_tensors(folder/name, tensors)
-        if self.ways.sharded: gather(None)        # all shares are there
-        if not self.writes: return
-        write_tensors(folder/"random.safetensors", generators)
-        write_json(folder/"state.json", {"step": step, "settings": self.settings, "progress": progress, "python_random": python}, indent=None)
+    def _write(self, target, files, generators, state):
+        tmp = self.dir/f".{target.name}.tmp"
+        try:
+            if self.writes: shutil.rmtree(tmp, ignore_errors=True); tmp.mkdir(parents=True)
+            if self.ways.sharded: gather(None)        # the folder is there
+            for name, tensors in files.items(): write_tensors(tmp/name, tensors)
+            if self.ways.sharded: gather(None)        # all shares are there
+            if not self.writes: return
+            write_tensors(tmp/"random.safetensors", generators)
+            write_json(tmp/"state.json", state, indent=None)
+            os.replace(tmp, target); sync_file(self.dir)
+        except OSError as e:
+            shutil.rmtree(tmp, ignore_errors=True)
+            last = f"the last good one is {self.steps()[-1]}" if self.steps() else "there is none yet"
+            full = e.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))
+            mib = sum(t.nbytes for tensors in files.values() for t in tensors.values())/2**20
+            remedy = f"{self.dir} needs {mib:,.0f} MiB more. Make room" if full else "Mend that"
+            raise OSError(e.errno, f"no checkpoint of step {state['step']}, {last}: {os.strerror(e.errno)}. {remedy}, then give the same command again") from None
+        self._show_newest()
+
+    def _show_newest(self):
+        self.publish()
+        for old in self.steps()[:-self.cfg.keep]: self._discard(old)
 
     def publish(self):
         "Let the run's folder show the newest checkpoint; the weights are the same bytes on the disk, under a second name."
@@ -481,7 +495,9 @@ def run_stage(cfg,           # a stage's config
     free = shutil.disk_usage(checkpointer.run).free
     if free < needed: print(f"warning: {cfg.out} has {free/2**20:,.0f} MiB of free disk, the checkpoints of this run need about {needed/2**20:,.0f}: make room, or keep fewer (--keep {cfg.keep})")
     tracker = import_module("minimind.track").Trackers(cfg.track, cfg.out, checkpointer.settings, cfg.fresh, desc) if cfg.track and processes()[0] == 0 else None
-    try: numbers = fit(model, batches, loss_fn, ways.optimizers, cfg, dtype, checkpointer, evaluate and (lambda: evaluate(model)), desc, ways, tracker)
+    try:
+        try: numbers = fit(model, batches, loss_fn, ways.optimizers, cfg, dtype, checkpointer, evaluate and (lambda: evaluate(model)), desc, ways, tracker)
+        finally: checkpointer.finish()
     except BaseException as e:
         if tracker: tracker.finish(e)
         raise

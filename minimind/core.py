@@ -40,6 +40,8 @@ def get_device(name="auto",   # "auto" or anything `torch.device` takes: "cpu", 
     try: device = torch.device(name)
     except RuntimeError as e: raise ValueError(f"device {name!r} is unknown to torch; use auto, cpu, cuda, cuda:N or mps") from e
     if device.type == "cuda" and device.index is None: device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if device.type == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1 and device.index != int(os.environ["LOCAL_RANK"]):
+        raise ValueError(f"device {name!r}: torchrun has started {os.environ['LOCAL_WORLD_SIZE']} processes here, and each needs a GPU of its own; use --device cuda")
     if (device.index or 0) >= here.get(device.type, 1 << 10):
         raise ValueError(f"device {str(device)!r} is not available here, where torch finds " + ", ".join(f"{k} × {n}" if k == "cuda" else k for k, n in here.items() if n) + "; use --device auto")
     return device

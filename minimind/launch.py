@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GPUS', 'PRICES', 'ASSUMED_MFU', 'READERS', 'Stage', 'Recipe', 'parse_changes', 'load_recipe', 'GPU', 'gpu_of',
-           'stage_command', 'spelt', 'recipe_shape', 'stage_plan', 'estimate', 'measured_mfu', 'format_recipe',
-           'check_data', 'process_start', 'Launch', 'run_recipe', 'curves', 'plot_curves']
+           'stage_command', 'spelt', 'recipe_shape', 'stage_plan', 'estimate', 'measured_mfu', 'stage_mfu',
+           'format_recipe', 'check_data', 'process_start', 'Launch', 'run_recipe', 'curves', 'plot_curves']
 
 # %% ../nbs/38_launch.ipynb #81f9ef30
 import importlib, json, math, os, re, shlex, signal, socket, subprocess, sys, time
@@ -52,6 +52,11 @@ class Recipe:
     def name(self): return self.path.stem
 
     def folder(self, stage): return self.root/self.stages[stage].config.out      # of a stage's run
+
+    def only(self, stage=None):
+        "`{name: Stage}` of one stage, or of all. Raises `ValueError` if the recipe has no such stage."
+        if stage: _known(self.path, "this recipe", [stage], list(self.stages))
+        return {stage: self.stages[stage]} if stage else self.stages
 
 def _known(path, where, keys, known):
     "Raise `ValueError` for a key that nothing reads."
@@ -216,13 +221,17 @@ def measured_mfu(gpu, model, compiled=False, results=None):     # a key of `GPUS
     return None
 
 # %% ../nbs/38_launch.ipynb #4ba2a86a
+def stage_mfu(recipe, stage):          # `Recipe` for a GPU, name of one of its stages
+    "What a stage's time is estimated with: `(lowest MFU, highest, file where it was measured, or None where it is assumed)`."
+    shape = recipe_shape(recipe, stage)
+    model = next((k for k, preset in PRESETS.items() if preset == shape), None)
+    measured = measured_mfu(recipe.gpu, model, recipe.stages[stage].config.compile)
+    return (measured[0], *measured) if measured else (*ASSUMED_MFU, None)
+
 def _cost_lines(recipe, name, nodes):
     "How long a stage takes and what that costs, and whether the share of the peak rate that this rests on is measured or assumed."
-    card, shape = GPUS[recipe.gpu], recipe_shape(recipe, name)
-    model = next((k for k, preset in PRESETS.items() if preset == shape), None)
-    measured = measured_mfu(recipe.gpu, model, recipe.stages[name].config.compile)
-    slow, fast = (measured[0],)*2 if measured else ASSUMED_MFU
-    why = f"MFU {slow:.0%}, measured: {measured[1].name}" if measured else f"if the MFU is {fast:.0%} to {slow:.0%}: assumed, not measured"
+    card, (slow, fast, file) = GPUS[recipe.gpu], stage_mfu(recipe, name)
+    why = f"MFU {slow:.0%}, measured: {file.name}" if file else f"if the MFU is {fast:.0%} to {slow:.0%}: assumed, not measured"
     both = [e[name] for mfu in (fast, slow) if name in (e := estimate(recipe, mfu, nodes=nodes))]
     if not both: return []
     times = dict.fromkeys(f"{e['hours']:.1f} h" if e["hours"] >= 1 else f"{60*e['hours']:.0f} min" for e in both)
@@ -242,8 +251,7 @@ def format_recipe(recipe, only=None, nodes=1, address=""):      # `Recipe`; one 
     lines = [recipe.title, f"numbers: {recipe.source}", ""]
     number = lambda x: "unknown" if x is None else f"{x:,.0f}"
     card = GPUS.get(recipe.gpu)
-    for name, (config, _, _) in recipe.stages.items():
-        if only and name != only: continue
+    for name, (config, _, _) in recipe.only(only).items():
         p = stage_plan(recipe, name, nodes)
         where = f"{p['processes']} × {recipe.gpu}" if card else f"{p['processes']} process{'es' if p['processes'] > 1 else ''} on the CPU"
         memory = "unknown memory" if p["memory"] is None else f"about {p['memory']/1e9:.2g}{f' of {card.memory}' if card else ''} GB"
@@ -268,8 +276,7 @@ def check_data(recipe,        # `Recipe`
               ):              # `{file: what was found}`
     "Are the files of a recipe there, whole, and of the right kind? Raises `FileNotFoundError` with how to fetch what is missing, `ValueError` for a file that is cut off or can't be read."
     missing, wrong, found = [], [], {}
-    for name, (config, _, _) in recipe.stages.items():
-        if only and name != only: continue
+    for name, (config, _, _) in recipe.only(only).items():
         if not config.data: found[f"shipped samples ({name})"] = f"in {data_dir().name}"
         for file in (*config.data, *config.heldout):
             path, facts = recipe.root/file, recipe.data.get(file, {})
@@ -419,10 +426,8 @@ def run_recipe(recipe,        # `Recipe`
                show=print,    # what is done with each line of a log
               ):              # `{stage: Launch}`
     "Run the stages of a recipe in their order and follow them. An interrupt or SIGTERM is passed on, and answered with a checkpoint. Raises `RuntimeError` if a stage fails."
-    if only: _known(recipe.path, "this recipe", [only], list(recipe.stages))
     jobs = {}
-    for name in recipe.stages:
-        if only and name != only: continue
+    for name in recipe.only(only):
         argv = stage_command(recipe, name, nodes, address)
         job = jobs[name] = Launch(recipe.folder(name), "launch" if nodes == 1 else f"launch-{socket.gethostname()}")
         if found := job.running:
@@ -453,7 +458,7 @@ def curves(run):              # a run's folder
 def plot_curves(runs,             # `{label: folder}`
                 names=("loss",),  # measures, one picture each
                ):                 # a matplotlib figure
-    "The curves of runs, one above another."
+    "The curves of runs, in the same picture."
     from matplotlib import pyplot
     figure, axes = pyplot.subplots(1, len(names), figsize=(4.2*len(names), 2.8), squeeze=False, layout="constrained")
     for name, ax in zip(names, axes[0]):

@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .core import read_json, write_json
-from .train import read_metrics
+from .train import TRACKER_NAMES, read_metrics
 from .checkpoint import checkpoints
 
 # %% ../nbs/37_track.ipynb #cea72c94
@@ -292,7 +292,7 @@ class SwanLab(Tracker):
         self.note["whole"] = _parts(self.folder, self.note)
 
 # %% ../nbs/37_track.ipynb #d0e0380d
-TRACKERS = {"swanlab": SwanLab, "wandb": WeightsAndBiases, "tensorboard": TensorBoard}
+TRACKERS = dict(zip(TRACKER_NAMES, (SwanLab, WeightsAndBiases, TensorBoard), strict=True))
 
 # %% ../nbs/37_track.ipynb #8793cc3a
 def tokens_seen(lines):     # training lines, from `read_metrics`

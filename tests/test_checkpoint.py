@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from collections import namedtuple
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from minimind import checkpoint
 from minimind.chat import encode_chat
 from minimind.checkpoint import (Checkpointer, ModelFolder, SettingsChanged, check_start, checkpoints, from_hf_config, load_config, load_model, load_pretrained, model_tensors, read_tensors, refuse_changes, run_lock, run_stage,
                                  save_pretrained, to_hf_config, write_tensors)
@@ -555,7 +557,7 @@ from minimind.checkpoint import run_stage
 from minimind.losses import causal_lm_loss
 from minimind.tokenizer import Tokenizer
 tokenizer = Tokenizer.from_file(sys.argv[1] + ".tokenizer.json")
-run_stage(settings(sys.argv[1]), model_of(tokenizer).train(), tokenizer, Rows(tokenizer.vocab_size), causal_lm_loss)
+run_stage(settings(sys.argv[1], async_checkpoint=BESIDE), model_of(tokenizer).train(), tokenizer, Rows(tokenizer.vocab_size), causal_lm_loss)
 """
 
 
@@ -574,12 +576,13 @@ def resumes(tokenizer, out, reference):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits of resources are Unix")
-def test_a_file_that_cannot_grow_during_training(tmp_path, tokenizer):
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_file_that_cannot_grow_during_training(tmp_path, tokenizer, beside):
     out = tmp_path/"run"
     tokenizer.save(tmp_path/"run.tokenizer.json")
     with pytest.raises(KeyboardInterrupt): train(tokenizer, out, loss_fn=stops_after(5))                 # a good checkpoint of step 2
     size = (out/"trainer"/"step-00000002"/"optimizer.safetensors").stat().st_size
-    error = stopped_by_full_disk(limited(TRAIN, out, size - 1), out)                                      # the weights are written, the optimizer's state is not
+    error = stopped_by_full_disk(limited(TRAIN.replace("BESIDE", str(beside)), out, size - 1), out)                                      # the weights are written, the optimizer's state is not
     assert "File too large" in error and "no checkpoint of step 4" in error
     resumes(tokenizer, out, tmp_path/"whole")
 
@@ -592,7 +595,7 @@ def test_a_really_full_disk_during_training(tmp_path, tokenizer):
     try:
         out = disk/"run"
         tokenizer.save(disk/"run.tokenizer.json")
-        done = subprocess.run([sys.executable, "-c", TRAIN, str(out)], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[1])
+        done = subprocess.run([sys.executable, "-c", TRAIN.replace("BESIDE", "False"), str(out)], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[1])
         error = stopped_by_full_disk(done, out)
         assert "No space left on device" in error and len(list((out/"trainer").glob("step-*"))) >= 1
         assert same(load_model(out).state_dict(), load_model(out).state_dict())                           # the published model opens
@@ -619,6 +622,34 @@ def test_fit_works_with_a_checkpointer_of_its_own(tmp_path, tokenizer):
     checkpointer = Checkpointer(ModelFolder(model, None), {"optimizer": optimizers}, cfg)
     assert fit(model, Rows(tokenizer.vocab_size), causal_lm_loss, optimizers, cfg, checkpointer=checkpointer)["step"] == 2
     assert load_config(tmp_path) == model.config
+
+
+def test_a_checkpoint_beside_the_training(tmp_path, tokenizer, monkeypatch):
+    "What is written is what was, however much the training changes meanwhile; the next save waits; an error of the thread is raised by the next call."
+    model, cfg = model_of(tokenizer), settings(tmp_path, async_checkpoint=True)
+    optimizers = build_optimizer(model)
+    checkpointer = Checkpointer(ModelFolder(model, None), {"optimizer": optimizers}, cfg)
+    may, write, was = threading.Event(), checkpoint.write_tensors, {k: t.clone() for k, t in model.state_dict().items()}
+    monkeypatch.setattr(checkpoint, "write_tensors", lambda *args: (may.wait(30), write(*args)))
+    checkpointer.save(2)                                              # comes back although nothing may be written yet
+    assert checkpoints(tmp_path) == []
+    with torch.no_grad(): [p.add_(1) for p in model.parameters()]
+    may.set()
+    checkpointer.finish()
+    assert [f.name for f in checkpoints(tmp_path)] == ["step-00000002"] and same(load_model(tmp_path).state_dict(), was)
+    may.clear()
+    checkpointer.save(4)
+    threading.Timer(.2, may.set).start()
+    checkpointer.save(6)                                              # waits for the one of step 4
+    checkpointer.finish()
+    assert [f.name for f in checkpoints(tmp_path)] == ["step-00000004", "step-00000006"]
+
+    def full(*args): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    checkpointer.save(8)
+    with pytest.raises(OSError, match="no checkpoint of step 8, the last good one is .*step-00000006.*Make room"): checkpointer.save(10)
+    checkpointer.finish()                                             # it was said once
+    with pytest.raises(ValueError, match="async_checkpoint=True: with --parallel fsdp"): replace(cfg, parallel="fsdp")
 
 
 class Tracker:

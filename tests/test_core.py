@@ -37,6 +37,9 @@ def test_auto_takes_the_fastest_device(cards, monkeypatch):
     assert core.get_device() == torch.device("cuda", 0) == core.get_device("cuda")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert core.get_device() == torch.device("cuda", 1) == core.get_device("cuda") and core.get_device("cuda:0") == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert core.get_device("cuda:1") == core.get_device("cuda")
+    with pytest.raises(ValueError, match="'cuda:0': torchrun has started 2 processes here.*use --device cuda$"): core.get_device("cuda:0")
 
 
 def test_a_device_that_is_not_there_is_refused(cards, monkeypatch):

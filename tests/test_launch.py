@@ -215,7 +215,7 @@ def test_dry_run(capsys, tmp_path, monkeypatch):
     assert say(capsys, "recipe", root/"recipes/minimind2-8gpu.toml", "--dry-run", "--nodes", 2)[0] == 1
 
 
-@pytest.mark.parametrize("words, code, says", [("nowhere.toml", 1, "nowhere.toml"), ("{CI} --only dpo", 1, "no stage 'dpo'; it has pretrain, sft"), ("{CI} --set lr", 1, "wanted KEY=VALUE"), ("{CI} --set lrr=1", 1, "did you mean lr?"),
+@pytest.mark.parametrize("words, code, says", [("nowhere.toml", 1, "nowhere.toml"), ("{CI} --only dpo", 1, "this recipe has no 'dpo'; it has pretrain, sft"), ("{CI} --set lr", 1, "wanted KEY=VALUE"), ("{CI} --set lrr=1", 1, "did you mean lr?"),
                                                 ("{CI} --dyr-run", 2, "did you mean --dry-run?"), ("", 2, "required: file"), ("{CI}", 1, "data_samples/pretrain_en.jsonl"), ("{ROOT}/recipes/minimind-3-h200.toml", 1, "modelscope download")])
 def test_what_the_command_refuses(capsys, tmp_path, monkeypatch, words, code, says):
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,7 @@
 "What `parallel` says before it begins, less memory by computing again, and layers that can or can't be compiled. Real processes train in test_distributed."
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -104,9 +105,19 @@ def test_alone():
     assert format_ranks(TrainConfig(batch_size=5, micro_batch_size=2), torch.device("cpu")).endswith("cpu: 5 of 5 rows a step, 3 micro-batches")
 
 
+# the command, and how many graphs were compiled and run
+COUNTED = """
+import sys, torch._dynamo.utils as dynamo
+from minimind.cli import main
+code = main(sys.argv[1:])
+print("graphs compiled:", dynamo.counters["stats"]["unique_graphs"])
+sys.exit(code)
+"""
+
+
 def compiled(world, out, **env):  # noqa: F811
     argv = flags("pretrain", world, out, steps=2, log_every=1) + ["--compile"]
-    return subprocess.run([sys.executable, "-m", "minimind", *argv], capture_output=True, text=True, env={**os.environ, **env}, timeout=500)
+    return subprocess.run([sys.executable, "-c", COUNTED, *argv], capture_output=True, text=True, env={**os.environ, **env}, timeout=500)
 
 
 def test_a_machine_without_a_compiler(world, tmp_path):  # noqa: F811
@@ -118,7 +129,7 @@ def test_a_machine_without_a_compiler(world, tmp_path):  # noqa: F811
 @pytest.mark.slow
 def test_compiled_layers_compute_the_same(world, tmp_path):  # noqa: F811
     done = compiled(world, tmp_path/"run")
-    assert done.returncode == 0 and "going on without" not in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "going on without" not in done.stdout and int(re.search(r"graphs compiled: (\d+)", done.stdout)[1]) > 1, done.stdout + done.stderr
     module, cfg = config("pretrain", world, tmp_path/"plain", steps=2, log_every=1)
     module.run(cfg)
     assert [line["loss"] for line in read_metrics(tmp_path/"run") if "lr" in line] == pytest.approx([line["loss"] for line in read_metrics(tmp_path/"plain") if "lr" in line], abs=1e-4)
