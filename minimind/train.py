@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TRACKER_NAMES', 'MAX_SKIPS', 'TrainConfig', 'processes', 'process_group', 'others_may_enter', 'leave', 'gather',
-           'from_each', 'from_first', 'add_gradients', 'split_rows', 'dealt_rows', 'Replicas', 'compute_gradients',
-           'StepResult', 'train_step', 'NonFinite', 'bad_sources', 'explain_nonfinite', 'MetricsLog', 'read_metrics',
-           'random_state', 'set_random_state', 'same_random_numbers', 'stop_signals', 'total_steps', 'memory_bytes',
-           'zero_stage', 'sharded_state', 'plan', 'count_tokens', 'format_plan', 'format_ranks', 'format_seconds',
-           'Window', 'format_line', 'odd_first_loss', 'refuse_step', 'stopped', 'fit']
+           'PeerLost', 'peers', 'from_each', 'from_first', 'add_gradients', 'split_rows', 'dealt_rows', 'Replicas',
+           'compute_gradients', 'StepResult', 'train_step', 'NonFinite', 'bad_sources', 'explain_nonfinite',
+           'MetricsLog', 'read_metrics', 'random_state', 'set_random_state', 'same_random_numbers', 'stop_signals',
+           'total_steps', 'memory_bytes', 'zero_stage', 'sharded_state', 'plan', 'count_tokens', 'format_plan',
+           'format_ranks', 'format_seconds', 'Window', 'format_line', 'odd_first_loss', 'refuse_step', 'stopped', 'fit']
 
 # %% ../nbs/12_train.ipynb #7a36b4fc
 import atexit
@@ -17,6 +17,7 @@ import math
 import os
 import pickle
 import random
+import re
 import signal
 import socket
 import sys
@@ -118,17 +119,23 @@ def leave(code):              # exit code
     sys.exit(code)
 
 def gather(value):            # a number, a list, anything small
-    "The value of every process, in the order of their ranks; all wait for the last. Raises `RuntimeError` if one has died."
+    "The value of every process, in the order of their ranks; all wait for the last. Raises `PeerLost`."
     out = [value]*processes()[1]
-    if len(out) > 1: _together(dist.all_gather_object, out, value)
+    with peers():
+        if len(out) > 1: dist.all_gather_object(out, value)
     return out
 
-def _together(collective, *args):
-    try: collective(*args)
-    except torch.OutOfMemoryError: raise
+class PeerLost(RuntimeError):
+    "Another process of this run has ended, or does not answer."
+
+@contextmanager
+def peers():
+    "A block that exchanges something with the other processes, by whatever library: if one of them is gone, that is what is said. Raises `PeerLost`."
+    try: yield
     except RuntimeError as e:
+        if processes()[1] == 1 or not (isinstance(e, dist.DistError) or type(e) is RuntimeError and re.search("gloo|closed by peer|reset by peer", str(e), re.I)): raise
         why = "waited in vain for another process of this run" if "timed out" in str(e).lower() else "another process of this run has ended; its own message says why"
-        raise RuntimeError(f"{why} (…{str(e)[-100:]})") from None
+        raise PeerLost(f"{why} (…{str(e)[-100:]})") from None
 
 def from_each(make):          # `() -> value` that can be pickled
     "What each process makes, in the order of their ranks. If that fails in one, it fails in all in the same way."
@@ -154,7 +161,7 @@ def add_gradients(parameters, bucket=1 << 23):     # parameters; numbers that ar
     waiting = []
     def send():
         flat = torch.cat([g.flatten() for g in waiting])
-        _together(dist.all_reduce, flat)
+        dist.all_reduce(flat)
         for g, summed in zip(waiting, flat.split([g.numel() for g in waiting])): g.copy_(summed.view_as(g))
         waiting.clear()
     for i, p in enumerate(parameters):
@@ -508,7 +515,7 @@ def fit(model,               # a `MiniMind` on its device
         ways=None,           # how processes share the work; default: `Replicas`
         tracker=None,        # called with every line of numbers, as `MetricsLog` is
        ):                    # dict: the numbers of the last step
-    "Train. Begins where the checkpointer says, saves before it evaluates and when a batch can't be had. Raises `NonFinite`; on Ctrl-C or SIGTERM saves, then `KeyboardInterrupt` or `SystemExit`."
+    "Train. Begins where the checkpointer says, saves before it evaluates and when a batch can't be had. Raises `NonFinite`, `PeerLost`; on Ctrl-C or SIGTERM saves, then `KeyboardInterrupt` or `SystemExit`."
     total = total_steps(cfg, batches)
     warmup = min(cfg.warmup, total//5)          # a short run must reach its learning rate too
     device = next(model.parameters()).device
@@ -532,7 +539,7 @@ def fit(model,               # a `MiniMind` on its device
         tqdm.write(f"{desc} step {step:,}: " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
     if first == total: tqdm.write(f"{desc}: all {total:,} steps are done in {cfg.out}; --fresh starts again")
     model.train()
-    with stop_signals() as stop, tqdm(total=total, initial=first, desc=desc, unit="step", dynamic_ncols=True, disable=True if rank else None) as bar:
+    with stop_signals() as stop, tqdm(total=total, initial=first, desc=desc, unit="step", dynamic_ncols=True, disable=True if rank else None) as bar, peers():
         if due(first) and not gather(history.evaluated)[0]: measure(first)         # it was killed after the checkpoint, before the evaluation
         def told(): return [signal for signals in gather(list(stop)) for signal in signals]      # all must stop at the same step
         if first_told := told(): raise stopped(first_told[0], desc, first, total, cfg, checkpointer)

@@ -194,16 +194,18 @@ def kill_one(launcher, number):
     return out
 
 
-def test_nobody_waits_for_a_dead_process(world, tmp_path):  # noqa: F811
-    argv = flags("sft", world, tmp_path/"run", steps=100_000, save_every=20)
+@pytest.mark.parametrize("way", ["ddp", "fsdp", "zero2"])
+def test_nobody_waits_for_a_dead_process(world, tmp_path, way):  # noqa: F811
+    argv = flags("sft", world, tmp_path/"run", steps=100_000, save_every=20, **sharing(way, tmp_path))
     launcher = start(tmp_path, 2, [{"argv": argv}])
     try:
         deadline = time.time() + 120
         while not list(tmp_path.glob("run/trainer/step-*")): assert time.time() < deadline and launcher.poll() is None; time.sleep(.2)
         assert len(ranks(launcher)) == 2
-        assert "Signal 9" in kill_one(launcher, 1)
+        said = kill_one(launcher, 1)
+        assert "Signal 9" in said and "another process of this run has ended; its own message says why" in said
     finally: launcher.kill()
-    torchrun(tmp_path, 2, [{"argv": flags("sft", world, tmp_path/"run", steps=100_000, save_every=20), "stop": 2}])      # and the run goes on
+    torchrun(tmp_path, 2, [{"argv": argv, "stop": 2}])      # and the run goes on
 
 
 @pytest.mark.slow
