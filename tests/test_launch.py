@@ -1,5 +1,6 @@
 "Recipes: what they say is what is run, what nothing would read is refused; and real processes, which are left alone, found, stopped and gone on with."
 import json
+import math
 import os
 import re
 import shutil
@@ -67,7 +68,7 @@ def test_a_recipe_is_planned_without_data_or_card(path, tmp_path):
         if recipe.gpu:
             assert p["memory"] < .9e9*launch.GPUS[recipe.gpu].memory and all(f["bytes"] > 1e9 for f in recipe.data.values())
             low, high = (estimate(recipe, mfu)[name]["hours"] for mfu in (.4, .2))
-            assert high == pytest.approx(2*low) and .01 < low < 100
+            assert (high == pytest.approx(2*low) if stage.nproc == 1 else low < high < 2*low) and .01 < low < 100
     if recipe.gpu: assert ("assumed, not measured" in text or "measured: gpu-" in text) and "check yours" in text
     public = {row[0] for row in cli.PUBLIC_DATA}
     assert {Path(f).name for f, facts in recipe.data.items() if facts["from"] == "minimind"} <= public
@@ -83,8 +84,11 @@ def test_a_plan_is_arithmetic():
     assert estimate(recipe, .25)["sft"]["cost"] == pytest.approx(estimate(recipe, .25)["sft"]["hours"]*launch.GPUS["RTX 3090"].price)
     assert estimate(recipe, .25, gpu="T4")["sft"]["hours"] > estimate(recipe, .25, gpu="H200")["sft"]["hours"]*50     # a T4 has no bfloat16
     eight = load_recipe(root/"recipes/minimind2-8gpu.toml")
-    assert estimate(eight, .3)["pretrain"]["hours"] == pytest.approx(2*estimate(eight, .3, nodes=2)["pretrain"]["hours"])
-    assert estimate(eight, .3)["pretrain"]["cost"] == pytest.approx(estimate(eight, .3, nodes=2)["pretrain"]["cost"])
+    computing = lambda nodes: estimate(eight, .3, nodes=nodes, link=math.inf)["pretrain"]
+    assert computing(1)["hours"] == pytest.approx(2*computing(2)["hours"]) and computing(1)["cost"] == pytest.approx(computing(2)["cost"])
+    p = stage_plan(eight, "pretrain")
+    assert estimate(eight, .3)["pretrain"]["hours"] - computing(1)["hours"] == pytest.approx(p["steps"]*2*7/8*4*p["parameters"]/10e9/3600)      # a ring of eight
+    assert estimate(recipe, .25) == estimate(recipe, .25, link=1.)      # one card has nobody to send to
     assert estimate(load_recipe(CI), .3) == {}
     for mfu in (0, -1, 30): pytest.raises(ValueError, estimate, recipe, mfu)
 
