@@ -401,11 +401,11 @@ class Checkpointer:
             write_json(tmp/"state.json", state, indent=None)
             os.replace(tmp, target); sync_file(self.dir)
         except OSError as e:
-            shutil.rmtree(tmp, ignore_errors=True)
+            if self.writes: shutil.rmtree(tmp, ignore_errors=True)
             last = f"the last good one is {self.steps()[-1]}" if self.steps() else "there is none yet"
             full = e.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))
             mib = sum(t.nbytes for tensors in files.values() for t in tensors.values())/2**20
-            remedy = f"{self.dir} needs {mib:,.0f} MiB more. Make room" if full else "Mend that"
+            remedy = f"{self.dir} needs {mib:,.0f} MiB more{' for the part of this process' if self.ways.sharded else ''}. Make room" if full else "Mend that"
             raise OSError(e.errno, f"no checkpoint of step {state['step']}, {last}: {os.strerror(e.errno)}. {remedy}, then give the same command again") from None
         self._show_newest()
 
@@ -495,9 +495,7 @@ def run_stage(cfg,           # a stage's config
     free = shutil.disk_usage(checkpointer.run).free
     if free < needed: print(f"warning: {cfg.out} has {free/2**20:,.0f} MiB of free disk, the checkpoints of this run need about {needed/2**20:,.0f}: make room, or keep fewer (--keep {cfg.keep})")
     tracker = import_module("minimind.track").Trackers(cfg.track, cfg.out, checkpointer.settings, cfg.fresh, desc) if cfg.track and processes()[0] == 0 else None
-    try:
-        try: numbers = fit(model, batches, loss_fn, ways.optimizers, cfg, dtype, checkpointer, evaluate and (lambda: evaluate(model)), desc, ways, tracker)
-        finally: checkpointer.finish()
+    try: numbers = fit(model, batches, loss_fn, ways.optimizers, cfg, dtype, checkpointer, evaluate and (lambda: evaluate(model)), desc, ways, tracker)
     except BaseException as e:
         if tracker: tracker.finish(e)
         raise

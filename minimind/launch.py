@@ -24,8 +24,10 @@ from .data import JsonlReader, chat_row, open_texts
 from .model import PRESETS, flops_per_token, num_parameters
 from .train import dealt_rows, memory_bytes, read_metrics
 from .checkpoint import load_config
+from .pretrain import check_length, model_shape
 from .dpo import pair_row
 from .rollout import prompt_messages
+from .parallel import deepspeed_settings
 
 # %% ../nbs/38_launch.ipynb #3afa6002
 def _cli(): return importlib.import_module("minimind.cli")      # a later chapter, so by name: it knows which stages there are
@@ -114,6 +116,8 @@ def load_recipe(path,        # a file of recipes/
         nproc = given.pop("nproc", 1)
         if nproc < 1 or gpus and nproc > gpus: raise ValueError(f"{path}: nproc = {nproc} in [{name}]: wanted one process for each GPU at most, and [hardware] says gpus = {gpus}")
         beside = path.parent/given.get("deepspeed", "")
+        if given.get("deepspeed") and not (beside.is_file() or (root/given["deepspeed"]).is_file()): raise FileNotFoundError(f"{path}: deepspeed = {given['deepspeed']!r} in [{name}]: there is no such file, here or beside the recipe; there are {', '.join(sorted(p.name for p in path.parent.glob('*.json'))) or 'none'}")
+        if nproc > 1 and re.fullmatch(r"cuda:\d+", str(given.get("device"))): raise ValueError(f"{path} [{name}]: device = {given['device']!r} is one card for {nproc} processes; wanted cuda")
         if beside.is_file(): given["deepspeed"] = os.path.relpath(beside, root) if not os.path.relpath(beside, root).startswith("..") else str(beside.resolve())
         try: config = classes[name](**given)
         except ValueError as e: raise ValueError(f"{path} [{name}]: {e}") from None
@@ -145,7 +149,7 @@ def stage_command(recipe,      # `Recipe`
                  ):            # list of str
     "The command that a stage of a recipe is. Raises `ValueError` if several machines have nowhere to meet."
     config, given, nproc = recipe.stages[stage]
-    if nodes > 1 and not re.fullmatch(r"\S+:\d+", address): raise ValueError(f"address={address!r}: {nodes} machines need one HOST:PORT to meet at, the same on all, such as node0:29500")
+    if nodes > 1 and not (re.fullmatch(r"\S+:\d+", address) and 0 < int(address.rpartition(":")[2]) < 65536): raise ValueError(f"address={address!r}: {nodes} machines need one HOST:PORT to meet at, the same on all, such as node0:29500")
     argv = [sys.executable, "-m"]
     if nodes > 1: argv += ["torch.distributed.run", "--nnodes", nodes, "--nproc-per-node", nproc, "--rdzv-backend", "c10d", "--rdzv-endpoint", address, "--rdzv-id", f"{recipe.name}-{stage}", "-m"]
     elif nproc > 1: argv += ["torch.distributed.run", "--standalone", "--nproc-per-node", nproc, "-m"]
@@ -176,7 +180,13 @@ def recipe_shape(recipe, stage):         # `Recipe`, name of one of its stages
 def stage_plan(recipe, stage, nodes=1):  # `Recipe`, name of one of its stages, machines
     "What a stage will do, by arithmetic alone: no data, no model and no card is needed. dict; what can't be known beforehand is None."
     config, _, nproc = recipe.stages[stage]
+    if nodes < 1: raise ValueError(f"nodes={nodes}: wanted at least 1")
     shape, n, gpu = recipe_shape(recipe, stage), nproc*nodes, GPUS.get(recipe.gpu)
+    try:                          # what the stage would refuse
+        if shape: check_length(config, shape)
+        elif not getattr(config, "init", ""): model_shape(config)
+        if config.deepspeed: deepspeed_settings(recipe.root/config.deepspeed, config)
+    except ValueError as e: raise ValueError(f"{recipe.path} [{stage}]: {e}") from None
     dtype = config.dtype if config.dtype != "auto" else "bfloat16" if gpu and gpu.bf16 else "float32"
     rows, micro = map(list, zip(*dealt_rows(config, config.batch_size, n)))
     of_step = config.batch_size*config.seq_len
@@ -211,7 +221,8 @@ def estimate(recipe,          # `Recipe`
         p = stage_plan(recipe, name, nodes)
         if card is None or p["flops"] is None: continue
         peak = card.bf16 if p["dtype"] == "bfloat16" and card.bf16 else card.fp32
-        hours = (p["flops"]/(mfu*peak*1e12*p["processes"]) + p["steps"]*send_seconds(p["parameters"], p["processes"], link))/3600
+        busy = recipe.stages[name].config.batch_size/max(p["rows"])          # processes' worth of rows: the fullest one sets the pace
+        hours = (p["flops"]/(mfu*peak*1e12*busy) + p["steps"]*send_seconds(p["parameters"], p["processes"], link))/3600
         out[name] = dict(hours=hours, cost=hours*p["processes"]*card.price)
     return out
 
@@ -269,6 +280,7 @@ def format_recipe(recipe, only=None, nodes=1, address=""):      # `Recipe`; one 
         work = f", {p['flops']:.1e} FLOPs" if p["flops"] else ""
         lines.append(f"  {number(p['steps'])} steps of {config.batch_size} rows × {config.seq_len} tokens{epochs}, {number(p['tokens'])} tokens{work}")
         lines += _cost_lines(recipe, name, nodes) if card else ["  time: `--dry-run` of the command below measures a step here and tells"]
+        if idle := p["rows"].count(0): lines.append(f"  warning: {idle} of {p['processes']} processes have no row; --set {name}.batch_size={p['processes']} or more, or fewer processes")
         if p["processes"] > 1: lines += _rank_lines(recipe, name, p, nodes, address)
         lines += [f"  $ {spelt(stage_command(recipe, name, nodes, address))}", ""]
     return "\n".join(lines)

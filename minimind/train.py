@@ -8,7 +8,8 @@ __all__ = ['TRACKER_NAMES', 'MAX_SKIPS', 'TrainConfig', 'processes', 'process_gr
            'compute_gradients', 'StepResult', 'train_step', 'NonFinite', 'bad_sources', 'explain_nonfinite',
            'MetricsLog', 'read_metrics', 'random_state', 'set_random_state', 'same_random_numbers', 'stop_signals',
            'total_steps', 'memory_bytes', 'zero_stage', 'sharded_state', 'plan', 'count_tokens', 'format_plan',
-           'format_ranks', 'format_seconds', 'Window', 'format_line', 'odd_first_loss', 'refuse_step', 'stopped', 'fit']
+           'format_ranks', 'format_seconds', 'Window', 'format_line', 'odd_first_loss', 'refuse_step', 'stopped',
+           'written', 'fit']
 
 # %% ../nbs/12_train.ipynb #7a36b4fc
 import atexit
@@ -86,7 +87,7 @@ class TrainConfig:
             if not 0 < getattr(self, name) < 10: refuse(name, "must be positive, and below 10")
         if not 0 <= self.final_lr <= 1: refuse("final_lr", "must be between 0 and 1: it is a share of the peak")
         if unknown := set(self.track) - set(TRACKER_NAMES): refuse("track", f"there is no tracker {', '.join(sorted(unknown))}; choose of {', '.join(TRACKER_NAMES)}")
-        if self.async_checkpoint and self.parallel == "fsdp": refuse("async_checkpoint", "with --parallel fsdp all processes write a checkpoint together, and wait for each other; leave one of the two out")
+        if self.async_checkpoint and self.parallel == "fsdp": refuse("async_checkpoint", "with --parallel fsdp all processes write a checkpoint together, and wait for each other; leave one of the two out (in a recipe: --set async_checkpoint=false)")
         if self.deepspeed and self.parallel != "ddp": refuse("parallel", "DeepSpeed shares the work in its own way; leave one of the two out")
         if not self.steps and not self.epochs: refuse("epochs", "must be positive when steps is 0: there is nothing to do")
         for name, choices in {"schedule": SCHEDULES, "optimizer": ("muon", "adamw"), "on_nan": ("stop", "skip"), "on_bad_line": ("stop", "skip"), "parallel": ("ddp", "fsdp")}.items():
@@ -133,9 +134,10 @@ def peers():
     "A block that exchanges something with the other processes, by whatever library: if one of them is gone, that is what is said. Raises `PeerLost`."
     try: yield
     except RuntimeError as e:
-        if processes()[1] == 1 or not (isinstance(e, dist.DistError) or type(e) is RuntimeError and re.search("gloo|closed by peer|reset by peer", str(e), re.I)): raise
+        found = re.search("(gloo|closed by peer|reset by peer).*", str(e), re.I)
+        if processes()[1] == 1 or not (isinstance(e, dist.DistError) or type(e) is RuntimeError and found): raise
         why = "waited in vain for another process of this run" if "timed out" in str(e).lower() else "another process of this run has ended; its own message says why"
-        raise PeerLost(f"{why} (…{str(e)[-100:]})") from None
+        raise PeerLost(f"{why} ({(found[0] if found else str(e))[:100]})") from None
 
 def from_each(make):          # `() -> value` that can be pickled
     "What each process makes, in the order of their ranks. If that fails in one, it fails in all in the same way."
@@ -502,6 +504,16 @@ def stopped(number, desc, step, total, cfg, checkpointer):
     tqdm.write(f"{desc}: {number.name} after step {step:,} of {total:,}: {where}")
     return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
+@contextmanager
+def written(checkpointer):    # what `fit` takes, or None
+    "A block after which the last checkpoint is on the disk. What went wrong in the block is raised, also if that checkpoint went wrong too."
+    try: yield
+    except BaseException:
+        try: checkpointer and checkpointer.finish()
+        except OSError as late: tqdm.write(f"warning: {late}")
+        raise
+    if checkpointer: checkpointer.finish()
+
 # %% ../nbs/12_train.ipynb #69e058af
 def fit(model,               # a `MiniMind` on its device
         batches,             # `.at(step) -> dict`, `.steps_per_epoch`; if it likes, `.sources(step)`, `.numbers` (more to log about the last batch), `.observe(StepResult)`, `.asks_model` (does `at` compute with the model?)
@@ -539,7 +551,7 @@ def fit(model,               # a `MiniMind` on its device
         tqdm.write(f"{desc} step {step:,}: " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
     if first == total: tqdm.write(f"{desc}: all {total:,} steps are done in {cfg.out}; --fresh starts again")
     model.train()
-    with stop_signals() as stop, tqdm(total=total, initial=first, desc=desc, unit="step", dynamic_ncols=True, disable=True if rank else None) as bar, peers():
+    with stop_signals() as stop, written(checkpointer), tqdm(total=total, initial=first, desc=desc, unit="step", dynamic_ncols=True, disable=True if rank else None) as bar, peers():
         if due(first) and not gather(history.evaluated)[0]: measure(first)         # it was killed after the checkpoint, before the evaluation
         def told(): return [signal for signals in gather(list(stop)) for signal in signals]      # all must stop at the same step
         if first_told := told(): raise stopped(first_told[0], desc, first, total, cfg, checkpointer)

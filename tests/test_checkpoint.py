@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections import namedtuple
 from dataclasses import dataclass, replace
@@ -624,7 +625,7 @@ def test_fit_works_with_a_checkpointer_of_its_own(tmp_path, tokenizer):
     assert load_config(tmp_path) == model.config
 
 
-def test_a_checkpoint_beside_the_training(tmp_path, tokenizer, monkeypatch):
+def test_a_checkpoint_beside_the_training(tmp_path, tokenizer, monkeypatch, capsys):
     "What is written is what was, however much the training changes meanwhile; the next save waits; an error of the thread is raised by the next call."
     model, cfg = model_of(tokenizer), settings(tmp_path, async_checkpoint=True)
     optimizers = build_optimizer(model)
@@ -649,6 +650,12 @@ def test_a_checkpoint_beside_the_training(tmp_path, tokenizer, monkeypatch):
     checkpointer.save(8)
     with pytest.raises(OSError, match="no checkpoint of step 8, the last good one is .*step-00000006.*Make room"): checkpointer.save(10)
     checkpointer.finish()                                             # it was said once
+
+    def broken(): raise ValueError("the real cause")
+    def later(*args): time.sleep(.3); full()
+    monkeypatch.setattr(checkpoint, "write_tensors", later)
+    with pytest.raises(ValueError, match="the real cause"): fit(model, Rows(tokenizer.vocab_size), causal_lm_loss, optimizers, replace(cfg, steps=8, eval_every=7, save_every=100), checkpointer=checkpointer, evaluate=broken)
+    assert "warning: " in capsys.readouterr().out                     # … and the late one is told too
     with pytest.raises(ValueError, match="async_checkpoint=True: with --parallel fsdp"): replace(cfg, parallel="fsdp")
 
 

@@ -88,6 +88,8 @@ def test_a_plan_is_arithmetic():
     assert computing(1)["hours"] == pytest.approx(2*computing(2)["hours"]) and computing(1)["cost"] == pytest.approx(computing(2)["cost"])
     p = stage_plan(eight, "pretrain")
     assert estimate(eight, .3)["pretrain"]["hours"] - computing(1)["hours"] == pytest.approx(p["steps"]*2*7/8*4*p["parameters"]/10e9/3600)      # a ring of eight
+    few = load_recipe(root/"recipes/minimind2-8gpu.toml", {"pretrain.batch_size": 4})      # four of eight have nothing to do
+    assert estimate(few, .3, link=math.inf)["pretrain"]["hours"] == pytest.approx(2*computing(1)["hours"]) and "4 of 8 processes have no row" in format_recipe(few)
     assert estimate(recipe, .25) == estimate(recipe, .25, link=1.)      # one card has nobody to send to
     assert estimate(load_recipe(CI), .3) == {}
     for mfu in (0, -1, 30): pytest.raises(ValueError, estimate, recipe, mfu)
@@ -220,7 +222,11 @@ def test_dry_run(capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("words, code, says", [("nowhere.toml", 1, "nowhere.toml"), ("{CI} --only dpo", 1, "this recipe has no 'dpo'; it has pretrain, sft"), ("{CI} --set lr", 1, "wanted KEY=VALUE"), ("{CI} --set lrr=1", 1, "did you mean lr?"),
-                                                ("{CI} --dyr-run", 2, "did you mean --dry-run?"), ("", 2, "required: file"), ("{CI}", 1, "data_samples/pretrain_en.jsonl"), ("{ROOT}/recipes/minimind-3-h200.toml", 1, "modelscope download")])
+                                                ("{CI} --dyr-run", 2, "did you mean --dry-run?"), ("", 2, "required: file"), ("{CI}", 1, "data_samples/pretrain_en.jsonl"), ("{ROOT}/recipes/minimind-3-h200.toml", 1, "modelscope download"),
+                                                ("{ROOT}/recipes/minimind2-deepspeed.toml --dry-run --set optimizer=muon", 1, "[pretrain]: optimizer='muon': DeepSpeed cuts the weights"), ("{CI} --dry-run --set pretrain.model=foo", 1, "[pretrain]: model='foo' is neither a preset"),
+                                                ("{CI} --dry-run --set seq_len=99999999", 1, "[pretrain]: seq_len=99999999 is beyond the model's"), ("{ROOT}/recipes/minimind2-8gpu.toml --dry-run --set device=cuda:0", 1, "device = 'cuda:0' is one card for 8 processes"),
+                                                ("{CI} --dry-run --nodes 0", 1, "nodes=0: wanted at least 1"), ("{CI} --dry-run --nodes 2 --address host:99999", 1, "address='host:99999'"),
+                                                ("{CI} --dry-run --set deepspeed=zero9.json", 1, "deepspeed = 'zero9.json' in [pretrain]: there is no such file")])
 def test_what_the_command_refuses(capsys, tmp_path, monkeypatch, words, code, says):
     monkeypatch.chdir(tmp_path)
     got, out, err = say(capsys, "recipe", *words.replace("{CI}", str(CI)).replace("{ROOT}", str(root)).split())

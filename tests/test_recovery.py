@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 root = Path(__file__).resolve().parents[1]
 
 DRIVER = """
-import json, os, signal, sys
+import json, os, signal, sys, time
 import torch, torch._dynamo           # torch's optimizers load it at their first use: once here, not in each child
 from minimind import checkpoint, model, pretrain
 from minimind.model import ModelConfig
@@ -48,6 +48,9 @@ for line in sys.stdin:
     os.dup2(log, 1); os.dup2(log, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if job.get("die_at"): die_at(job["die_at"])
+    if job.get("slow"):
+        write = checkpoint.write_tensors
+        checkpoint.write_tensors = lambda *args: (time.sleep(job["slow"]), write(*args))
     code = 1
     try: pretrain.run(pretrain.PretrainConfig(**job["settings"])); code = 0
     except SystemExit as e: code = e.code
@@ -66,11 +69,11 @@ class Driver:
         self.process = subprocess.Popen([sys.executable, folder/"driver.py"], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "TOKENIZERS_PARALLELISM": "false"})
 
-    def start(self, out, die_at=None, **changes):
+    def start(self, out, die_at=None, slow=None, **changes):
         "Start a run in a child; returns its process id."
         settings = dict(out=str(out), data=[str(self.folder/"text.jsonl")], heldout=[str(self.folder/"heldout.jsonl")], tokenizer=str(self.folder/"tokenizer.json"), model="tiny",
                         seq_len=32, batch_size=4, micro_batch_size=2, steps=10, warmup=2, save_every=1, keep=2, log_every=4, eval_every=4, eval_bytes=300, device="cpu") | changes
-        print(json.dumps(dict(settings=settings, log=str(self.folder/"log.txt"), die_at=die_at)), file=self.process.stdin, flush=True)
+        print(json.dumps(dict(settings=settings, log=str(self.folder/"log.txt"), die_at=die_at, slow=slow)), file=self.process.stdin, flush=True)
         return int(self.process.stdout.readline())
 
     def wait(self):
@@ -203,6 +206,18 @@ def test_a_polite_stop(driver, whole, number, code):
     assert f"{number.name} after step {stopped_at} of 10: saved in {out}; the same command goes on from here" in driver.log() and "Traceback" not in driver.log()
     assert driver.run(out) == 0
     assert result(out)[1:] == whole[1:]
+
+
+def test_a_signal_while_the_last_checkpoint_is_written_beside(driver, whole):
+    "All steps are done and a thread writes: it may finish, whoever asks for the end."
+    out = driver.folder/"last"
+    child = driver.start(out, save_every=1000, eval_every=0, eval_bytes=0, async_checkpoint=True, slow=1.)      # seconds before each file
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not list((out/"trainer").glob(".step-*.tmp")): time.sleep(0.001)
+    time.sleep(.3)
+    os.kill(child, signal.SIGTERM)
+    assert driver.wait() == 0, driver.log()
+    assert (out/"trainer"/"step-00000010").is_dir() and (out/"model.safetensors").read_bytes() == whole[1]
 
 
 def test_a_fresh_process_goes_on(driver, whole):
