@@ -355,6 +355,9 @@ def stop_signals():      # yields a list, empty until a signal comes
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) not in (signal.SIG_IGN, None): old[number] = signal.signal(number, note)
     try: yield seen
+    except BaseException:
+        if processes()[1] > 1: old.pop(signal.SIGTERM, None)         # it ends anyway, and may say why, although `torchrun` asks for the end as soon as one process has ended
+        raise
     finally:
         for number, handler in old.items(): signal.signal(number, handler)
 
