@@ -246,13 +246,13 @@ def stage_mfu(recipe, stage):          # `Recipe` for a GPU, name of one of its 
     measured = measured_mfu(recipe.gpu, model, recipe.stages[stage].config.compile)
     return (measured[0], *measured) if measured else (*ASSUMED_MFU, None)
 
-def _cost_lines(recipe, name, nodes):
+def _cost_lines(recipe, name, p, nodes):
     "How long a stage takes and what that costs, and whether the share of the peak rate that this rests on is measured or assumed."
     card, (slow, fast, file) = GPUS[recipe.gpu], stage_mfu(recipe, name)
-    why = f"MFU {slow:.0%}, measured: {file.name}" if file else f"if the MFU is {fast:.0%} to {slow:.0%}: assumed, not measured"
-    if (n := recipe.stages[name].nproc*nodes) > 1: why += f"; {1000*send_seconds(num_parameters(recipe_shape(recipe, name)), n):.0f} ms a step for sending, at {LINK/1e9:.0f} GB/s: assumed"
     both = [e[name] for mfu in (fast, slow) if name in (e := estimate(recipe, mfu, nodes=nodes))]
     if not both: return []
+    why = f"MFU {slow:.0%}, measured: {file.name}" if file else f"if the MFU is {fast:.0%} to {slow:.0%}: assumed, not measured"
+    if p["processes"] > 1: why += f"; {1000*send_seconds(p['parameters'], p['processes']):.0f} ms a step for sending, at {LINK/1e9:.0f} GB/s: assumed"
     times = dict.fromkeys(f"{e['hours']:.1f} h" if e["hours"] >= 1 else f"{60*e['hours']:.0f} min" for e in both)
     costs = dict.fromkeys(f"{e['cost']:.2f}" for e in both)
     return [f"  about {' to '.join(times)}, {why}", f"  about {' to '.join(costs)} USD at {card.price} an hour and card: {PRICES}"]
@@ -279,7 +279,7 @@ def format_recipe(recipe, only=None, nodes=1, address=""):      # `Recipe`; one 
         epochs = f" = {p['epochs']:.2f} epochs" if p["epochs"] else ""
         work = f", {p['flops']:.1e} FLOPs" if p["flops"] else ""
         lines.append(f"  {number(p['steps'])} steps of {config.batch_size} rows × {config.seq_len} tokens{epochs}, {number(p['tokens'])} tokens{work}")
-        lines += _cost_lines(recipe, name, nodes) if card else ["  time: `--dry-run` of the command below measures a step here and tells"]
+        lines += _cost_lines(recipe, name, p, nodes) if card else ["  time: `--dry-run` of the command below measures a step here and tells"]
         if idle := p["rows"].count(0): lines.append(f"  warning: {idle} of {p['processes']} processes have no row; --set {name}.batch_size={p['processes']} or more, or fewer processes")
         if p["processes"] > 1: lines += _rank_lines(recipe, name, p, nodes, address)
         lines += [f"  $ {spelt(stage_command(recipe, name, nodes, address))}", ""]

@@ -90,6 +90,8 @@ def test_a_plan_is_arithmetic():
     assert estimate(eight, .3)["pretrain"]["hours"] - computing(1)["hours"] == pytest.approx(p["steps"]*2*7/8*4*p["parameters"]/10e9/3600)      # a ring of eight
     few = load_recipe(root/"recipes/minimind2-8gpu.toml", {"pretrain.batch_size": 4})      # four of eight have nothing to do
     assert estimate(few, .3, link=math.inf)["pretrain"]["hours"] == pytest.approx(2*computing(1)["hours"]) and "4 of 8 processes have no row" in format_recipe(few)
+    elsewhere = load_recipe(root/"recipes/minimind2-8gpu.toml", {"sft.init": "a model that is not here yet"})
+    assert "unknown parameters" in format_recipe(elsewhere, "sft") and "for sending" not in format_recipe(elsewhere, "sft")      # no time can be told
     assert estimate(recipe, .25) == estimate(recipe, .25, link=1.)      # one card has nobody to send to
     assert estimate(load_recipe(CI), .3) == {}
     for mfu in (0, -1, 30): pytest.raises(ValueError, estimate, recipe, mfu)
