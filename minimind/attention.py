@@ -16,152 +16,229 @@ from .layers import RMSNorm
 from .rope import apply_rope
 
 # %% ../nbs/06_attention.ipynb #9b1d8c29
-def naive_attention(q,            # queries `(B, T, H, Dh)`
-                    k,            # keys `(B, S, Hkv, Dh)`, `Hkv` divides `H`
-                    v,            # values `(B, S, Hkv, Dh)`
-                    mask=None,    # bool, True = may look, broadcastable to `(B, H, T, S)`; None: all may
-                   ):             # out `(B, T, H, Dh)` and weights `(B, H, T, S)`
-    "Scaled dot-product attention (Vaswani et al. 2017, eq. 1) in plain tensor arithmetic, with the weights to look at."
+def naive_attention(
+    q,  # queries `(B, T, H, Dh)`
+    k,  # keys `(B, S, Hkv, Dh)`, `Hkv` divides `H`
+    v,  # values `(B, S, Hkv, Dh)`
+    mask=None,  # bool, True = may look, broadcastable to `(B, H, T, S)`; None: all may
+):  # out `(B, T, H, Dh)` and weights `(B, H, T, S)`
+    """Scaled dot-product attention (Vaswani et al. 2017, eq. 1) in plain tensor arithmetic, with
+    the weights to look at."""
     groups = q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(groups, dim=2), v.repeat_interleave(groups, dim=2)
     scores = torch.einsum("bthd,bshd->bhts", q, k) / q.shape[-1] ** 0.5
-    if mask is not None: scores = scores.masked_fill(~mask, float("-inf"))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
     weights = scores.softmax(dim=-1)
     return torch.einsum("bhts,bshd->bthd", weights, v), weights
 
 # %% ../nbs/06_attention.ipynb #d945daac
-def attention_mask(segment_ids,             # segment of each query `(B, T)`, integer; 0 = padding
-                   key_segment_ids=None,    # segment of each key `(B, S)`; None: the keys are the queries' own tokens
-                   past=0,                  # number of keys that stand before the first query
-                  ):                        # bool `(B, 1, T, S)`, True = may look
-    "Same segment, and not later than the query, which stands at position `past + t`: so each query sees itself at least. Raises `ValueError` if keys are missing."
+def attention_mask(
+    segment_ids,  # segment of each query `(B, T)`, integer; 0 = padding
+    key_segment_ids=None,  # segment of each key `(B, S)`; None: the keys are the queries' own tokens
+    past=0,  # number of keys that stand before the first query
+):  # bool `(B, 1, T, S)`, True = may look
+    """Same segment, and not later than the query, which stands at position `past + t`: so each
+    query sees itself at least. Raises `ValueError` if keys are missing."""
     keys = segment_ids if key_segment_ids is None else key_segment_ids
     T, S = segment_ids.shape[1], keys.shape[1]
-    if past + T > S: raise ValueError(f"{T} queries after {past} past tokens need at least {past + T} keys, got {S}")
+    if past + T > S:
+        raise ValueError(
+            f"{T} queries after {past} past tokens need at least {past + T} keys, got {S}"
+        )
     causal = torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(past)
     return (segment_ids[:, None, :, None] == keys[:, None, None, :]) & causal
 
 # %% ../nbs/06_attention.ipynb #8cee318c
 class DocumentLengths(tuple):
-    "Lengths of the documents that fill the rows of a batch one after another, padding included, in reading order; their sum is B·T."
+    """Lengths of the documents that fill the rows of a batch one after another, padding included,
+    in reading order; their sum is B·T."""
 
 # %% ../nbs/06_attention.ipynb #815afeeb
 @functools.cache
 def _flex():
-    # FlexAttention pays off only when compiled, and that needs Triton. None: not to be had, go on with bool masks.
+    # FlexAttention pays off only when compiled, and that needs Triton. None: not to be had, go on
+    # with bool masks.
     try:
         from torch.nn.attention import flex_attention as flex
-        compiled, probe = torch.compile(flex.flex_attention), torch.zeros(1, 1, 128, 64, device="cuda")
+
+        compiled, probe = (
+            torch.compile(flex.flex_attention),
+            torch.zeros(1, 1, 128, 64, device="cuda"),
+        )
         compiled(probe, probe, probe)
         return compiled, flex.create_block_mask
-    except Exception: return None
+    except Exception:
+        return None
 
 # %% ../nbs/06_attention.ipynb #26c5c00a
-def document_mask(segment_ids,    # `(B, T)` integer; 0 = padding
-                 ):               # what `attend` takes as `mask`: `DocumentLengths`, a `BlockMask` or a bool tensor
-    "`attention_mask(segment_ids)` in the form that is fastest on its device; made once per forward pass, used by every layer."
+def document_mask(
+    segment_ids,  # `(B, T)` integer; 0 = padding
+):  # what `attend` takes as `mask`: `DocumentLengths`, a `BlockMask` or a bool tensor
+    """`attention_mask(segment_ids)` in the form that is fastest on its device; made once per
+    forward pass, used by every layer."""
     B, T = segment_ids.shape
     if segment_ids.device.type == "cpu" and not torch.compiler.is_compiling():
-        new = torch.ones(B, T, dtype=torch.bool)                                      # does a document begin here?
+        # does a document begin here?
+        new = torch.ones(B, T, dtype=torch.bool)
         new[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
         starts = new.flatten().nonzero().flatten()
-        documents = starts // T * (segment_ids.max() + 1) + segment_ids.flatten()[starts]     # one number per row and segment
-        if len(documents.unique()) == len(documents):                                 # else some document lies in two pieces
+        # one number per row and segment
+        documents = starts // T * (segment_ids.max() + 1) + segment_ids.flatten()[starts]
+        # else some document lies in two pieces
+        if len(documents.unique()) == len(documents):
             return DocumentLengths(torch.diff(starts, append=torch.tensor([B * T])).tolist())
     if segment_ids.device.type == "cuda" and _flex():
-        def may_look(b, h, q, k): return (segment_ids[b, q] == segment_ids[b, k]) & (q >= k)
+
+        def may_look(b, h, q, k):
+            return (segment_ids[b, q] == segment_ids[b, k]) & (q >= k)
+
         return _flex()[1](may_look, B, None, T, T, device=segment_ids.device)
     return attention_mask(segment_ids)
 
 # %% ../nbs/06_attention.ipynb #67a34efe
-def attend(q,            # queries `(B, T, H, Dh)`
-           k,            # keys `(B, S, Hkv, Dh)`, `Hkv` divides `H`
-           v,            # values `(B, S, Hkv, Dh)`
-           mask=None,    # from `attention_mask` or `document_mask`; None: causal, the queries being the last T of the S positions
-          ):             # `(B, T, H, Dh)`
+def attend(
+    q,  # queries `(B, T, H, Dh)`
+    k,  # keys `(B, S, Hkv, Dh)`, `Hkv` divides `H`
+    v,  # values `(B, S, Hkv, Dh)`
+    mask=None,  # from `attention_mask` or `document_mask`; None: causal, the queries being the last T of the S positions
+):  # `(B, T, H, Dh)`
     "The result of `naive_attention` by PyTorch's fused kernels."
     if isinstance(mask, DocumentLengths):
         documents = zip(*(x.reshape(1, -1, *x.shape[2:]).split(mask, dim=1) for x in (q, k, v)))
         return torch.cat([attend(*document) for document in documents], dim=1).view(q.shape)
     T, S, gqa = q.shape[1], k.shape[1], q.shape[2] != k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if mask is not None and not isinstance(mask, torch.Tensor): return _flex()[0](q, k, v, block_mask=mask, enable_gqa=gqa).transpose(1, 2)
-    # SDPA's is_causal aligns the first query with the first key, so it is right only if there are no older keys
-    if mask is None and 1 < T < S: mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=gqa).transpose(1, 2)
+    if mask is not None and not isinstance(mask, torch.Tensor):
+        return _flex()[0](q, k, v, block_mask=mask, enable_gqa=gqa).transpose(1, 2)
+    # SDPA's is_causal aligns the first query with the first key, so it is right only if there are
+    # no older keys
+    if mask is None and 1 < T < S:
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=gqa
+    ).transpose(1, 2)
 
 # %% ../nbs/06_attention.ipynb #6fda7c26
 class KVCache:
-    "Keys and values of all tokens so far, for every layer, in buffers of fixed size, stored `(layer, B, Hkv, max_len, Dh)`."
-    def __init__(self, num_layers, batch_size,
-                 max_len,                  # most tokens that a row may hold, prompt and answer together
-                 num_kv_heads, head_dim, dtype=torch.float32, device="cpu"):
+    """Keys and values of all tokens so far, for every layer, in buffers of fixed size, stored
+    `(layer, B, Hkv, max_len, Dh)`."""
+
+    def __init__(
+        self,
+        num_layers,
+        batch_size,
+        max_len,  # most tokens that a row may hold, prompt and answer together
+        num_kv_heads,
+        head_dim,
+        dtype=torch.float32,
+        device="cpu",
+    ):
         shape = num_layers, batch_size, num_kv_heads, max_len, head_dim
         self.k, self.v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
         self.length, self.max_len = 0, max_len
-        self.segment_ids = None            # `(B, max_len)` int64 as soon as some row has padding or several documents
+        # `(B, max_len)` int64 as soon as some row has padding or several documents
+        self.segment_ids = None
 
     @property
-    def batch_size(self): return self.k.shape[1]
+    def batch_size(self):
+        return self.k.shape[1]
 
     def _check(self, T):
-        if self.length + T > self.max_len: raise ValueError(f"the KV cache is full: {self.length} tokens and {T} new ones exceed max_len={self.max_len}; make it longer")
+        if self.length + T > self.max_len:
+            raise ValueError(
+                f"the KV cache is full: {self.length} tokens and {T} new ones exceed "
+                f"max_len={self.max_len}; make it longer"
+            )
 
-    def update(self, layer,    # index of the layer whose buffers to use
-               k, v,           # of the T new tokens, `(B, T, Hkv, Dh)`
-              ):               # keys and values of all tokens up to now, views `(B, length + T, Hkv, Dh)`
-        "Write new keys and values behind the `length` old ones. `length` itself moves with `advance`. Raises `ValueError` when full."
+    def update(
+        self,
+        layer,  # index of the layer whose buffers to use
+        k,
+        v,  # of the T new tokens, `(B, T, Hkv, Dh)`
+    ):  # keys and values of all tokens up to now, views `(B, length + T, Hkv, Dh)`
+        """Write new keys and values behind the `length` old ones. `length` itself moves with
+        `advance`. Raises `ValueError` when full."""
         T = k.shape[1]
         self._check(T)
-        for buffer, new in ((self.k, k), (self.v, v)): buffer[layer, :, :, self.length:self.length + T] = new.transpose(1, 2)
-        return tuple(buffer[layer, :, :, :self.length + T].transpose(1, 2) for buffer in (self.k, self.v))
+        for buffer, new in ((self.k, k), (self.v, v)):
+            buffer[layer, :, :, self.length : self.length + T] = new.transpose(1, 2)
+        return tuple(
+            buffer[layer, :, :, : self.length + T].transpose(1, 2) for buffer in (self.k, self.v)
+        )
 
     def _new_segments(self, T, segment_ids):
-        if segment_ids is not None or self.segment_ids is None or self.length == 0: return segment_ids
-        return self.segment_ids[:, self.length - 1:self.length].expand(-1, T)
+        if segment_ids is not None or self.segment_ids is None or self.length == 0:
+            return segment_ids
+        return self.segment_ids[:, self.length - 1 : self.length].expand(-1, T)
 
-    def mask(self, T,                  # number of new tokens
-             segment_ids=None,         # theirs, `(B, T)`; None: they go on with the segment their row ended in
-            ):                         # bool `(B, 1, T, length + T)`, or None where plain causal attention is right
+    def mask(
+        self,
+        T,  # number of new tokens
+        segment_ids=None,  # theirs, `(B, T)`; None: they go on with the segment their row ended in
+    ):  # bool `(B, 1, T, length + T)`, or None where plain causal attention is right
         "The mask of the coming forward pass; ask for it before `advance`."
         new = self._new_segments(T, segment_ids)
-        if new is None: return None
-        if self.length == 0: return attention_mask(new)
-        old = new.new_ones(self.batch_size, self.length) if self.segment_ids is None else self.segment_ids[:, :self.length]
+        if new is None:
+            return None
+        if self.length == 0:
+            return attention_mask(new)
+        old = (
+            new.new_ones(self.batch_size, self.length)
+            if self.segment_ids is None
+            else self.segment_ids[:, : self.length]
+        )
         return attention_mask(new, torch.cat([old, new], dim=1), past=self.length)
 
-    def advance(self, T,               # number of tokens that every layer has just written
-                segment_ids=None):     # theirs, `(B, T)`; None: as in `mask`
+    def advance(
+        self,
+        T,  # number of tokens that every layer has just written
+        segment_ids=None,
+    ):  # theirs, `(B, T)`; None: as in `mask`
         "Count `T` new tokens: once per forward pass, after the last layer."
         self._check(T)
         new = self._new_segments(T, segment_ids)
         if new is not None:
-            if self.segment_ids is None: self.segment_ids = torch.ones(self.batch_size, self.max_len, dtype=torch.int64, device=self.k.device)
-            self.segment_ids[:, self.length:self.length + T] = new
+            if self.segment_ids is None:
+                self.segment_ids = torch.ones(
+                    self.batch_size, self.max_len, dtype=torch.int64, device=self.k.device
+                )
+            self.segment_ids[:, self.length : self.length + T] = new
         self.length += T
 
-    def keep(self, rows):              # indices of batch rows in their new order, or a bool mask
+    def keep(self, rows):  # indices of batch rows in their new order, or a bool mask
         "Go on with these rows only, in place: finished sequences cost nothing any more."
         rows = torch.as_tensor(rows, device=self.k.device)
         rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows.long()
-        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().flatten()      # the others are where they belong
+        # the others are where they belong
+        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().flatten()
         for name in ("k", "v"):
             buffer = getattr(self, name)
-            buffer[:, moved, :, :self.length] = buffer[:, rows[moved], :, :self.length]
-            setattr(self, name, buffer[:, :len(rows)])
-        if self.segment_ids is not None: self.segment_ids = self.segment_ids[rows]
+            buffer[:, moved, :, : self.length] = buffer[:, rows[moved], :, : self.length]
+            setattr(self, name, buffer[:, : len(rows)])
+        if self.segment_ids is not None:
+            self.segment_ids = self.segment_ids[rows]
 
 # %% ../nbs/06_attention.ipynb #6d4e0eb1
 class Attention(nn.Module):
-    "Causal grouped-query attention (Ainslie et al. 2023) with rotary positions and, if wanted, normalised queries and keys (Henry et al. 2020, with RMSNorm)."
-    def __init__(self, dim,              # features in and out, D
-                 num_heads,              # query heads H
-                 num_kv_heads,           # key and value heads Hkv, divides H
-                 head_dim,               # features of one head Dh; H·Dh need not be D
-                 qk_norm=True,           # `RMSNorm` over each head's queries and keys, before the rotation
-                 eps=1e-6):              # of these norms
+    """Causal grouped-query attention (Ainslie et al. 2023) with rotary positions and, if wanted,
+    normalised queries and keys (Henry et al. 2020, with RMSNorm)."""
+
+    def __init__(
+        self,
+        dim,  # features in and out, D
+        num_heads,  # query heads H
+        num_kv_heads,  # key and value heads Hkv, divides H
+        head_dim,  # features of one head Dh; H·Dh need not be D
+        qk_norm=True,  # `RMSNorm` over each head's queries and keys, before the rotation
+        eps=1e-6,
+    ):  # of these norms
         super().__init__()
-        if num_heads % num_kv_heads: raise ValueError(f"num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}: every key head serves the same number of query heads")
+        if num_heads % num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}: every key "
+                "head serves the same number of query heads"
+            )
         self.head_dim = head_dim
         self.q_proj = nn.Linear(dim, num_heads * head_dim, bias=False)
         self.k_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=False)
@@ -170,12 +247,24 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
 
-    def forward(self, x,                 # `(B, T, D)`
-                cos, sin,                # rotary tables at the T positions, `(T, Dh)` or `(B, T, Dh)`
-                mask=None,               # see `attend`
-                cache=None, layer=0,     # a `KVCache`, and the number of this layer in it
-               ):                        # `(B, T, D)`
-        q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = (apply_rope(norm(y), cos, sin).to(v.dtype) for norm, y in ((self.q_norm, q), (self.k_norm, k)))   # under autocast norms may return float32
-        if cache is not None: k, v = cache.update(layer, k, v)
+    def forward(
+        self,
+        x,  # `(B, T, D)`
+        cos,
+        sin,  # rotary tables at the T positions, `(T, Dh)` or `(B, T, Dh)`
+        mask=None,  # see `attend`
+        cache=None,
+        layer=0,  # a `KVCache`, and the number of this layer in it
+    ):  # `(B, T, D)`
+        q, k, v = (
+            project(x).unflatten(-1, (-1, self.head_dim))
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        # under autocast norms may return float32
+        q, k = (
+            apply_rope(norm(y), cos, sin).to(v.dtype)
+            for norm, y in ((self.q_norm, q), (self.k_norm, k))
+        )
+        if cache is not None:
+            k, v = cache.update(layer, k, v)
         return self.o_proj(attend(q, k, v, mask).flatten(2))

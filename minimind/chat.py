@@ -24,7 +24,8 @@ _MODE = r"""
 {%- endif -%}
 """
 
-# What stands at the beginning of a reply before the model's own first token: the same text in a prompt and in training.
+# What stands at the beginning of a reply before the model's own first token: the same text in a
+# prompt and in training.
 _OPENING = r"""
   {{- '<|im_start|>assistant\n' -}}
   {%- if think is none -%}
@@ -46,7 +47,9 @@ _TOOLS = r"""
 """
 
 # %% ../nbs/02_chat.ipynb #cad230de
-_ASSISTANT = _OPENING + r"""
+_ASSISTANT = (
+    _OPENING
+    + r"""
     {%- generation -%}
       {%- if think is none and message.reasoning_content -%}{{- '<think>\n' + message.reasoning_content + '\n</think>\n\n' -}}
       {%- elif think -%}{{- (message.reasoning_content + '\n' if message.reasoning_content else '') + '</think>\n\n' -}}
@@ -61,12 +64,18 @@ _ASSISTANT = _OPENING + r"""
       {{- '<|im_end|>\n' -}}
     {%- endgeneration -%}
 """
+)
 
 # %% ../nbs/02_chat.ipynb #ea580668
-CHAT_TEMPLATE = (_MODE + _TOOLS + r"""
+CHAT_TEMPLATE = (
+    _MODE
+    + _TOOLS
+    + r"""
 {%- for message in messages -%}
   {%- set content = message.content or '' -%}
-  {%- if message.role == 'assistant' -%}""" + _ASSISTANT + r"""
+  {%- if message.role == 'assistant' -%}"""
+    + _ASSISTANT
+    + r"""
   {%- elif message.role == 'tool' -%}
     {%- if loop.first or messages[loop.index0 - 1].role != 'tool' -%}{{- '<|im_start|>user' -}}{%- endif -%}
     {{- '\n<tool_response>\n' + content + '\n</tool_response>' -}}
@@ -77,94 +86,172 @@ CHAT_TEMPLATE = (_MODE + _TOOLS + r"""
     {{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>\n' -}}
   {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}""" + _OPENING + r"""{%- endif -%}
-""").strip()
+{%- if add_generation_prompt -%}"""
+    + _OPENING
+    + r"""{%- endif -%}
+"""
+).strip()
 
 # %% ../nbs/02_chat.ipynb #9394f959
 class _Generation(Extension):
     "The tag `{% generation %}`: puts this rendering's marks around what the assistant writes."
+
     tags = {"generation"}
+
     def parse(self, parser):
         line = next(parser.stream).lineno
         body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
         marks = [nodes.Name(name, "load") for name in ("generation_start", "generation_end")]
         return nodes.CallBlock(self.call_method("_wrap", marks), [], [], body).set_lineno(line)
-    def _wrap(self, start, end, caller): return f"{start}{caller()}{end}"
 
-def _refuse(message): raise TemplateError(message)
+    def _wrap(self, start, end, caller):
+        return f"{start}{caller()}{end}"
+
+
+def _refuse(message):
+    raise TemplateError(message)
+
 
 @lru_cache(maxsize=8)
 def _compile(template):
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
-    env.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)  # Jinja's own writes < as \u003c
+    env = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
+    # Jinja's own writes < as \u003c
+    env.filters["tojson"] = lambda value, indent=None: json.dumps(
+        value, ensure_ascii=False, indent=indent
+    )
     env.globals["raise_exception"] = _refuse
     return env.from_string(template)
+
 
 def _render(template, messages, tools, thinking, add_generation_prompt, marks=("", ""), names=()):
     mode = {} if thinking is None else {"enable_thinking": thinking, "open_thinking": thinking}
     try:
-        return _compile(template).render(messages=messages, tools=tools or None, add_generation_prompt=add_generation_prompt,
-                                         generation_start=marks[0], generation_end=marks[1], **mode, **dict(names))
-    except (TemplateError, TypeError) as error: raise ValueError(f"the chat template refuses this conversation: {error}") from error
+        return _compile(template).render(
+            messages=messages,
+            tools=tools or None,
+            add_generation_prompt=add_generation_prompt,
+            generation_start=marks[0],
+            generation_end=marks[1],
+            **mode,
+            **dict(names),
+        )
+    except (TemplateError, TypeError) as error:
+        raise ValueError(f"the chat template refuses this conversation: {error}") from error
 
 # %% ../nbs/02_chat.ipynb #9daa8730
 ROLES = "system", "user", "assistant", "tool"
 
+
 def _checked(messages):
     "The messages as a list, or a `ValueError` that names the one that is wrong."
-    if not isinstance(messages, (list, tuple)): raise ValueError(f"messages must be a list, got {type(messages).__name__}")
+    if not isinstance(messages, (list, tuple)):
+        raise ValueError(f"messages must be a list, got {type(messages).__name__}")
     for n, m in enumerate(messages):
-        if not isinstance(m, dict): raise ValueError(f"message {n} must be an object, got {type(m).__name__}")
-        if m.get("role") not in ROLES: raise ValueError(f"message {n}: unknown role {m.get('role')!r}, expected one of {', '.join(ROLES)}")
+        if not isinstance(m, dict):
+            raise ValueError(f"message {n} must be an object, got {type(m).__name__}")
+        if m.get("role") not in ROLES:
+            raise ValueError(
+                f"message {n}: unknown role {m.get('role')!r}, expected one of {', '.join(ROLES)}"
+            )
         for key in "content", "reasoning_content":
-            if not isinstance(m.get(key), (str, type(None))): raise ValueError(f"message {n}: {key} must be a string, got {type(m[key]).__name__}")
+            if not isinstance(m.get(key), (str, type(None))):
+                raise ValueError(
+                    f"message {n}: {key} must be a string, got {type(m[key]).__name__}"
+                )
     return list(messages)
+
 
 def _checked_calls(messages, tools):
     "Raise `ValueError` for tools or tool calls that no template could write."
-    if tools is not None and not (isinstance(tools, (list, tuple)) and all(isinstance(t, dict) for t in tools)): raise ValueError(f"tools must be a list of objects, got {tools!r:.80}")
+    if tools is not None and not (
+        isinstance(tools, (list, tuple)) and all(isinstance(t, dict) for t in tools)
+    ):
+        raise ValueError(f"tools must be a list of objects, got {tools!r:.80}")
     for n, m in enumerate(messages):
         calls = m.get("tool_calls") or []
-        if not isinstance(calls, (list, tuple)): raise ValueError(f"message {n}: tool_calls must be a list, got {type(calls).__name__}")
+        if not isinstance(calls, (list, tuple)):
+            raise ValueError(f"message {n}: tool_calls must be a list, got {type(calls).__name__}")
         for call in calls:
             function = call.get("function", call) if isinstance(call, dict) else call
-            if not isinstance(function, dict) or not isinstance(function.get("name"), str): raise ValueError(f"message {n}: a tool call needs a name, got {call!r:.80}")
+            if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+                raise ValueError(f"message {n}: a tool call needs a name, got {call!r:.80}")
     return messages
 
-def render_chat(messages,                     # list of {"role", "content", "reasoning_content"?, "tool_calls"?}
-                tools=None,                   # list of function descriptions, JSON-like
-                thinking=None,                # mode: None plain, True thinks first, False has an empty thought
-                add_generation_prompt=False,  # end with the opening of a reply
-                template=None,                # Jinja text; `CHAT_TEMPLATE` if not given
-               ):                             # str, to be looked at; for ids use `encode_chat`
-    "Write a conversation as text. Raises `ValueError` for what is malformed or refused by the template."
-    return _render(template or CHAT_TEMPLATE, _checked_calls(_checked(messages), tools), tools, thinking, add_generation_prompt)
+
+def render_chat(
+    messages,  # list of {"role", "content", "reasoning_content"?, "tool_calls"?}
+    tools=None,  # list of function descriptions, JSON-like
+    thinking=None,  # mode: None plain, True thinks first, False has an empty thought
+    add_generation_prompt=False,  # end with the opening of a reply
+    template=None,  # Jinja text; `CHAT_TEMPLATE` if not given
+):  # str, to be looked at; for ids use `encode_chat`
+    """Write a conversation as text. Raises `ValueError` for what is malformed or refused by the
+    template."""
+    return _render(
+        template or CHAT_TEMPLATE,
+        _checked_calls(_checked(messages), tools),
+        tools,
+        thinking,
+        add_generation_prompt,
+    )
 
 # %% ../nbs/02_chat.ipynb #dbaa2157
 def _unused(text):
     "Three private-use characters that do not occur in `text`."
-    used = set(re.findall("[\U000F0000-\U000FFFFD]", text))
+    used = set(re.findall("[\U000f0000-\U000ffffd]", text))
     free = (char for char in map(chr, range(0xF0000, 0xFFFFE)) if char not in used)
     found = [char for char, _ in zip(free, range(3))]
-    if len(found) < 3: raise ValueError("the conversation uses up Unicode's private characters: nothing is left to mark its parts with")
+    if len(found) < 3:
+        raise ValueError(
+            "the conversation uses up Unicode's private characters: nothing is left to mark its "
+            "parts with"
+        )
     return found
+
 
 def _escape(value, breaker, tokenizer):
     "`value` with breakers, so that no added token lies in it or reaches into it."
-    if isinstance(value, str): return re.sub(r"^(\s*)(?=\S)", rf"\g<1>{breaker}", tokenizer.openers.sub(rf"\g<0>{breaker}", value))
-    if isinstance(value, dict):  # keys only if they hold a whole token: templates look values up by key
-        holds_token = lambda key: isinstance(key, str) and any(i is not None for _, i in tokenizer.split_special(key))
-        return {_escape(k, breaker, tokenizer) if holds_token(k) else k: _escape(v, breaker, tokenizer) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [_escape(v, breaker, tokenizer) for v in value]
+    if isinstance(value, str):
+        return re.sub(
+            r"^(\s*)(?=\S)", rf"\g<1>{breaker}", tokenizer.openers.sub(rf"\g<0>{breaker}", value)
+        )
+    # keys only if they hold a whole token: templates look values up by key
+    if isinstance(value, dict):
+        holds_token = lambda key: (
+            isinstance(key, str) and any(i is not None for _, i in tokenizer.split_special(key))
+        )
+        return {
+            _escape(k, breaker, tokenizer) if holds_token(k) else k: _escape(v, breaker, tokenizer)
+            for k, v in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_escape(v, breaker, tokenizer) for v in value]
     return value
 
 # %% ../nbs/02_chat.ipynb #f7ffa5c5
 def _encode(tokenizer, template, messages, tools, thinking, add_generation_prompt):
     "Ids and mask, the mask from the template's `generation` tags."
     breaker, start, end = _unused(template + json.dumps([messages, tools], ensure_ascii=False))
-    escaped = [{"role": m["role"], **_escape({k: v for k, v in m.items() if k != "role"}, breaker, tokenizer)} for m in messages]
-    names = {f"{key}_token": token for key, token in tokenizer.names.items() if token}  # other makers' templates write their bos themselves
-    text = _render(template, escaped, _escape(tools, breaker, tokenizer), thinking, add_generation_prompt, (start, end), names)
+    escaped = [
+        {
+            "role": m["role"],
+            **_escape({k: v for k, v in m.items() if k != "role"}, breaker, tokenizer),
+        }
+        for m in messages
+    ]
+    # other makers' templates write their bos themselves
+    names = {f"{key}_token": token for key, token in tokenizer.names.items() if token}
+    text = _render(
+        template,
+        escaped,
+        _escape(tools, breaker, tokenizer),
+        thinking,
+        add_generation_prompt,
+        (start, end),
+        names,
+    )
     ids, mask, learnt = [], [], 0
     for part in re.split(f"([{start}{end}])", text):
         if part in (start, end):
@@ -177,34 +264,44 @@ def _encode(tokenizer, template, messages, tools, thinking, add_generation_promp
     return ids, mask
 
 # %% ../nbs/02_chat.ipynb #ed1542b4
-def encode_chat(tokenizer,                    # `Tokenizer`; if it has a `chat_template`, that one is used
-                messages,                     # list of {"role", "content", "reasoning_content"?, "tool_calls"?}
-                tools=None,                   # list of function descriptions, JSON-like
-                thinking=None,                # mode: None plain, True thinks first, False has an empty thought
-                add_generation_prompt=False,  # end with the opening of a reply
-               ):                             # `(input_ids, loss_mask)`, two lists of int of the same length; mask 1 is learned
-    "Encode a conversation; only the template's own text can become added tokens. Raises `ValueError` as `render_chat` does."
-    template, messages = tokenizer.chat_template or CHAT_TEMPLATE, _checked_calls(_checked(messages), tools)
+def encode_chat(
+    tokenizer,  # `Tokenizer`; if it has a `chat_template`, that one is used
+    messages,  # list of {"role", "content", "reasoning_content"?, "tool_calls"?}
+    tools=None,  # list of function descriptions, JSON-like
+    thinking=None,  # mode: None plain, True thinks first, False has an empty thought
+    add_generation_prompt=False,  # end with the opening of a reply
+):  # `(input_ids, loss_mask)`, two lists of int of the same length; mask 1 is learned
+    """Encode a conversation; only the template's own text can become added tokens. Raises
+    `ValueError` as `render_chat` does."""
+    template, messages = (
+        tokenizer.chat_template or CHAT_TEMPLATE,
+        _checked_calls(_checked(messages), tools),
+    )
     ids, mask = _encode(tokenizer, template, messages, tools, thinking, add_generation_prompt)
     if not re.search(r"{%-?\s*generation\b", template):
         for n, message in enumerate(messages):
-            if message["role"] != "assistant": continue
+            if message["role"] != "assistant":
+                continue
             prompt = _encode(tokenizer, template, messages[:n], tools, thinking, True)[0]
-            turn = _encode(tokenizer, template, messages[:n + 1], tools, thinking, False)[0]
-            if ids[:len(turn)] == turn and turn[:len(prompt)] == prompt: mask[len(prompt):len(turn)] = [1] * (len(turn) - len(prompt))
+            turn = _encode(tokenizer, template, messages[: n + 1], tools, thinking, False)[0]
+            if ids[: len(turn)] == turn and turn[: len(prompt)] == prompt:
+                mask[len(prompt) : len(turn)] = [1] * (len(turn) - len(prompt))
     return ids, mask
 
 # %% ../nbs/02_chat.ipynb #8ecd2850
-def mask_table(tokenizer,    # `Tokenizer`
-               input_ids,    # list of int
-               loss_mask,    # list of 0 and 1, as long
-               colour=True,  # colour the learned rows, for a terminal or a notebook
-              ):             # str, one line for each token: position, id, token, label
+def mask_table(
+    tokenizer,  # `Tokenizer`
+    input_ids,  # list of int
+    loss_mask,  # list of 0 and 1, as long
+    colour=True,  # colour the learned rows, for a terminal or a notebook
+):  # str, one line for each token: position, id, token, label
     "Show what the loss sees: token, label and mask side by side."
     lines = [f"{'pos':>4} {'id':>6}  {'token':<24} {'label':>6}  learned"]
     for n, (i, learnt) in enumerate(zip(input_ids, loss_mask, strict=True)):
         data = tokenizer.token_bytes(i)
-        token = data.hex(" ") + " (part)" if i in tokenizer.partial_ids else repr(data.decode())[1:-1]
+        token = (
+            data.hex(" ") + " (part)" if i in tokenizer.partial_ids else repr(data.decode())[1:-1]
+        )
         line = f"{n:>4} {i:>6}  {token:<24} {i if learnt else -100:>6}  {'■' if learnt else '·'}"
         lines.append(f"\x1b[30;43m{line}\x1b[0m" if learnt and colour else line)
     return "\n".join(lines)
@@ -212,91 +309,156 @@ def mask_table(tokenizer,    # `Tokenizer`
 # %% ../nbs/02_chat.ipynb #896a5429
 class Reply(NamedTuple):
     "What a reply says."
+
     reasoning: str | None  # the thought; None if there is none
-    content: str           # for the user
-    tool_calls: list       # of {"name": str, "arguments": dict}
+    content: str  # for the user
+    tool_calls: list  # of {"name": str, "arguments": dict}
 
-_THINK, _UNTHINK, _CALL, _UNCALL, _END = "<think>", "</think>", "<tool_call>", "</tool_call>", "<|im_end|>"
-_MAX_CALLS = 64  # beyond this a reply is noise, and each attempt may read the rest of the text
 
-def _no_constant(name): raise ValueError(f"{name} is no JSON")  # Python's parser would accept NaN and Infinity
+_THINK, _UNTHINK, _CALL, _UNCALL, _END = (
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<|im_end|>",
+)
+# beyond this a reply is noise, and each attempt may read the rest of the text
+_MAX_CALLS = 64
+
+
+def _no_constant(name):
+    # Python's parser would accept NaN and Infinity
+    raise ValueError(f"{name} is no JSON")
+
+
 _JSON = json.JSONDecoder(parse_constant=_no_constant)
 
+
 def _as_call(value):
-    "A tool call in one form, or `ValueError`. OpenAI wraps it in `function` and writes the arguments as a string."
-    if isinstance(value, dict) and isinstance(value.get("function"), dict): value = value["function"]
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]: raise ValueError("a tool call must be an object with a name")
+    """A tool call in one form, or `ValueError`. OpenAI wraps it in `function` and writes the
+    arguments as a string."""
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        value = value["function"]
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
+        raise ValueError("a tool call must be an object with a name")
     arguments = value.get("arguments")
-    if isinstance(arguments, str) and arguments.strip(): arguments = _JSON.decode(arguments)
-    if not isinstance(arguments or {}, dict): raise ValueError(f"the arguments of {value['name']} must be an object")
+    if isinstance(arguments, str) and arguments.strip():
+        arguments = _JSON.decode(arguments)
+    if not isinstance(arguments or {}, dict):
+        raise ValueError(f"the arguments of {value['name']} must be an object")
     return {"name": value["name"], "arguments": arguments or {}}
 
 # %% ../nbs/02_chat.ipynb #2986676d
 _space = re.compile(r"\s*")
 
+
 def _split_calls(text):
     "`(content, calls)`; a block that is no valid call stays in the content."
     content, calls, done, at = [], [], 0, 0
     for _ in range(_MAX_CALLS):
-        if (at := text.find(_CALL, at)) < 0: break
+        if (at := text.find(_CALL, at)) < 0:
+            break
         body = at + len(_CALL)
         try:
             value, end = _JSON.raw_decode(text, _space.match(text, body).end())
             end = _space.match(text, end).end()
-            if not text.startswith(_UNCALL, end) and end < len(text): raise ValueError("something follows the JSON")
+            if not text.startswith(_UNCALL, end) and end < len(text):
+                raise ValueError("something follows the JSON")
             calls.append(_as_call(value))
-        except (ValueError, RecursionError): at = body
+        except (ValueError, RecursionError):
+            at = body
         else:
             content.append(text[done:at])
             done = at = min(end + len(_UNCALL), len(text))
     return ("".join([*content, text[done:]]).strip() if calls else text), calls
 
 # %% ../nbs/02_chat.ipynb #5ec6a709
-def parse_reply(text,           # str, what the model wrote after the generation prompt
-                thinking=None,  # the mode of that prompt, if known: True left a thought open, False closed it
-               ):               # `Reply`
+def parse_reply(
+    text,  # str, what the model wrote after the generation prompt
+    thinking=None,  # the mode of that prompt, if known: True left a thought open, False closed it
+):  # `Reply`
     "Take a reply apart into thought, answer and tool calls. Never raises and never runs anything."
-    if text.rstrip("\n").endswith(_END): text = text.rstrip("\n").removesuffix(_END)
+    if text.rstrip("\n").endswith(_END):
+        text = text.rstrip("\n").removesuffix(_END)
     head, reasoning, close = text.lstrip(), None, text.find(_UNTHINK)
-    if thinking is False: pass
-    elif head.startswith(_THINK): reasoning, _, text = head[len(_THINK):].partition(_UNTHINK)
-    elif close >= 0 and _THINK not in text[:close]: reasoning, text = text[:close], text[close + len(_UNTHINK):]
-    elif thinking: reasoning, text = text, ""
+    if thinking is False:
+        pass
+    elif head.startswith(_THINK):
+        reasoning, _, text = head[len(_THINK) :].partition(_UNTHINK)
+    elif close >= 0 and _THINK not in text[:close]:
+        reasoning, text = text[:close], text[close + len(_UNTHINK) :]
+    elif thinking:
+        reasoning, text = text, ""
     content, calls = _split_calls(text if reasoning is None else text.lstrip("\n"))
     return Reply(reasoning if reasoning is None else reasoning.strip("\n"), content, calls)
 
 # %% ../nbs/02_chat.ipynb #4bcb5874
 def _from_json(value, what):
-    if not isinstance(value, str): return value
-    try: return json.loads(value) if value.strip() else None
-    except (ValueError, RecursionError) as error: raise ValueError(f"{what} is broken JSON: {error}") from None
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} is broken JSON: {error}") from None
+
 
 def _tool_list(value):
     value = _from_json(value, "tools")
-    if value and not (isinstance(value, list) and all(isinstance(tool, dict) for tool in value)): raise ValueError("tools must be a list of objects")
+    if value and not (isinstance(value, list) and all(isinstance(tool, dict) for tool in value)):
+        raise ValueError("tools must be a list of objects")
     return value or None
+
 
 def _assistant(turn, n):
     "The assistant's message number `n` in canonical form."
-    message, calls = {"role": "assistant", "content": turn.get("content") or ""}, _from_json(turn.get("tool_calls"), f"message {n}: tool_calls") or []
-    if not isinstance(calls, list): raise ValueError(f"message {n}: tool_calls must be a list, got {type(calls).__name__}")
-    try: calls = [_as_call(call) for call in calls]
-    except (ValueError, RecursionError) as error: raise ValueError(f"message {n}: {error}") from None
+    message, calls = (
+        {"role": "assistant", "content": turn.get("content") or ""},
+        _from_json(turn.get("tool_calls"), f"message {n}: tool_calls") or [],
+    )
+    if not isinstance(calls, list):
+        raise ValueError(f"message {n}: tool_calls must be a list, got {type(calls).__name__}")
+    try:
+        calls = [_as_call(call) for call in calls]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"message {n}: {error}") from None
     thought = turn.get("reasoning_content")
-    if not calls and not thought: thought, message["content"], calls = parse_reply(message["content"])
-    return message | ({"reasoning_content": thought} if thought else {}) | ({"tool_calls": calls} if calls else {})
+    if not calls and not thought:
+        thought, message["content"], calls = parse_reply(message["content"])
+    return (
+        message
+        | ({"reasoning_content": thought} if thought else {})
+        | ({"tool_calls": calls} if calls else {})
+    )
 
-def parse_conversation(row,                 # {"conversations": […]} or {"messages": […]}, as in a data file
-                       require_reply=True,  # False for prompts, whose reply may be missing or empty
-                      ):                    # `(messages, tools)` as `encode_chat` takes them
+
+def parse_conversation(
+    row,  # {"conversations": […]} or {"messages": […]}, as in a data file
+    require_reply=True,  # False for prompts, whose reply may be missing or empty
+):  # `(messages, tools)` as `encode_chat` takes them
     "Bring a row of a data file into one form. Raises `ValueError` saying what is wrong with it."
     turns = row.get("conversations", row.get("messages")) if isinstance(row, dict) else None
-    if not isinstance(turns, list) or not turns: raise ValueError("a conversation needs a list of messages under 'conversations' or 'messages'")
+    if not isinstance(turns, list) or not turns:
+        raise ValueError(
+            "a conversation needs a list of messages under 'conversations' or 'messages'"
+        )
     messages, tools = [], _tool_list(row.get("tools"))
     for n, turn in enumerate(_checked(turns)):
         tools = _tool_list(turn.get("tools")) or _tool_list(turn.get("functions")) or tools
-        message = _assistant(turn, n) if turn["role"] == "assistant" else {"role": turn["role"], "content": turn.get("content") or ""}
-        if require_reply and message["role"] == "assistant" and not message["content"].strip() and "tool_calls" not in message: raise ValueError(f"message {n}: empty assistant reply")
-        if message["content"] or message["role"] != "system": messages.append(message)  # MiniMind hangs tools on a system message that says nothing
-    if require_reply and not any(m["role"] == "assistant" for m in messages): raise ValueError("no assistant turn: there is nothing to learn")
+        message = (
+            _assistant(turn, n)
+            if turn["role"] == "assistant"
+            else {"role": turn["role"], "content": turn.get("content") or ""}
+        )
+        if (
+            require_reply
+            and message["role"] == "assistant"
+            and not message["content"].strip()
+            and "tool_calls" not in message
+        ):
+            raise ValueError(f"message {n}: empty assistant reply")
+        # MiniMind hangs tools on a system message that says nothing
+        if message["content"] or message["role"] != "system":
+            messages.append(message)
+    if require_reply and not any(m["role"] == "assistant" for m in messages):
+        raise ValueError("no assistant turn: there is nothing to learn")
     return messages, tools

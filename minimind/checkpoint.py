@@ -34,143 +34,352 @@ from .chat import CHAT_TEMPLATE
 from .data import file_sha256
 from .model import Backbone, MiniMind, ModelConfig
 from .optim import build_optimizer
-from .train import Replicas, fit, format_plan, format_ranks, gather, others_may_enter, plan, processes, random_state, set_random_state
+from minimind.train import (
+    Replicas,
+    fit,
+    format_plan,
+    format_ranks,
+    gather,
+    others_may_enter,
+    plan,
+    processes,
+    random_state,
+    set_random_state,
+)
 
 # %% ../nbs/13_checkpoint.ipynb #5c65f751
-def write_tensors(path, tensors):     # `{name: tensor}`
-    "Save named tensors as safetensors, atomically. Raises `OSError` (a full disk, say) and leaves the old file."
+def write_tensors(path, tensors):  # `{name: tensor}`
+    """Save named tensors as safetensors, atomically. Raises `OSError` (a full disk, say) and leaves
+    the old file."""
     tensors = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
     with atomic_path(path) as tmp:
-        try: save_file(tensors, tmp, metadata={"format": "pt"})
+        try:
+            save_file(tensors, tmp, metadata={"format": "pt"})
         except SafetensorError as e:
-            code = re.search(r"os error (\d+)", str(e))          # the library tells the system's error in words only
-            raise OSError(int(code[1]) if code else errno.EIO, os.strerror(int(code[1])) if code else str(e)) from None
-        os.chmod(tmp, 0o644)                                     # the library makes files that only their owner can read
+            # the library tells the system's error in words only
+            code = re.search(r"os error (\d+)", str(e))
+            raise OSError(
+                int(code[1]) if code else errno.EIO, os.strerror(int(code[1])) if code else str(e)
+            ) from None
+        # the library makes files that only their owner can read
+        os.chmod(tmp, 0o644)
 
 # %% ../nbs/13_checkpoint.ipynb #bd12fe6b
 def read_tensors(path):
-    "Tensors of a safetensors file, by name. Raises `FileNotFoundError`, or `ValueError` if it is cut off or not safetensors."
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such file")
+    """Tensors of a safetensors file, by name. Raises `FileNotFoundError`, or `ValueError` if it is
+    cut off or not safetensors."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     try:
-        with safe_open(path, "pt") as f: return {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, OSError) as e: raise ValueError(f"{path} is damaged or cut off ({os.path.getsize(path):,} bytes): {e}") from None
+        with safe_open(path, "pt") as f:
+            return {k: f.get_tensor(k) for k in f.keys()}
+    except (SafetensorError, OSError) as e:
+        raise ValueError(
+            f"{path} is damaged or cut off ({os.path.getsize(path):,} bytes): {e}"
+        ) from None
 
-def read_shares(path):                # of a file, or of what `name-00001-of-00002.safetensors` and so on are shares of
-    "Tensors of which several processes have each saved some rows (chapter 36), put together; of one whole file, as they are. Raises as `read_tensors`."
+
+def read_shares(
+    path,
+):  # of a file, or of what `name-00001-of-00002.safetensors` and so on are shares of
+    """Tensors of which several processes have each saved some rows (chapter 36), put together; of
+    one whole file, as they are. Raises as `read_tensors`."""
     files = sorted(path.parent.glob(f"{path.stem}-*-of-*.safetensors"))
-    if path.is_file() or not files: return read_tensors(path)
+    if path.is_file() or not files:
+        return read_tensors(path)
     wanted = int(files[0].stem[-5:])
-    if len(files) != wanted: raise FileNotFoundError(f"{path.parent} has {len(files)} of the {wanted} shares of {path.name}")
+    if len(files) != wanted:
+        raise FileNotFoundError(
+            f"{path.parent} has {len(files)} of the {wanted} shares of {path.name}"
+        )
     shares = [read_tensors(file) for file in files]
-    return {k: torch.cat([share[k] for share in shares]) if v.ndim else v for k, v in shares[0].items()}
+    return {
+        k: torch.cat([share[k] for share in shares]) if v.ndim else v for k, v in shares[0].items()
+    }
 
 # %% ../nbs/13_checkpoint.ipynb #4b4be16b
 _SAME = "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size max_position_embeddings rms_norm_eps tie_word_embeddings initializer_range pad_token_id bos_token_id eos_token_id".split()
-_CLASSES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM", "granitemoeshared": "GraniteMoeSharedForCausalLM"}
+_CLASSES = {
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "granitemoeshared": "GraniteMoeSharedForCausalLM",
+}
 
-def hf_model_type(config):              # `ModelConfig`
-    "Which of Hugging Face's architectures computes what this model computes. Raises `ValueError` if none does."
+
+def hf_model_type(config):  # `ModelConfig`
+    """Which of Hugging Face's architectures computes what this model computes. Raises `ValueError`
+    if none does."""
     c = config
-    if not c.num_experts: return "qwen3" if c.qk_norm else "llama"
-    if c.qk_norm and not c.shared_expert_intermediate_size: return "qwen3_moe"
-    if not c.qk_norm and (c.norm_topk_prob or c.num_experts == 1) and c.head_dim*c.num_attention_heads == c.hidden_size: return "granitemoeshared"
-    raise ValueError("no architecture of Hugging Face has this mixture of experts, so it could not be saved: with qk_norm give shared_expert_intermediate_size=0 (Qwen3-MoE); "
-                     "without it norm_topk_prob=True and head_dim = hidden_size/num_attention_heads (Granite-MoE)")
+    if not c.num_experts:
+        return "qwen3" if c.qk_norm else "llama"
+    if c.qk_norm and not c.shared_expert_intermediate_size:
+        return "qwen3_moe"
+    if (
+        not c.qk_norm
+        and (c.norm_topk_prob or c.num_experts == 1)
+        and c.head_dim * c.num_attention_heads == c.hidden_size
+    ):
+        return "granitemoeshared"
+    raise ValueError(
+        "no architecture of Hugging Face has this mixture of experts, so it could not be "
+        "saved: with qk_norm give shared_expert_intermediate_size=0 (Qwen3-MoE); "
+        "without it norm_topk_prob=True and head_dim = "
+        "hidden_size/num_attention_heads (Granite-MoE)"
+    )
 
-def to_hf_config(config,                # `ModelConfig`
-                 dtype=torch.float32,   # of the weights beside it
-                ):                      # dict
-    "The `config.json` of the Hugging Face model that `hf_model_type` names. The rotary settings and the dtype stand in it twice, for transformers 4 and 5. Raises `ValueError`."
+
+def to_hf_config(
+    config,  # `ModelConfig`
+    dtype=torch.float32,  # of the weights beside it
+):  # dict
+    """The `config.json` of the Hugging Face model that `hf_model_type` names. The rotary settings
+    and the dtype stand in it twice, for transformers 4 and 5. Raises `ValueError`."""
     c, kind = config, hf_model_type(config)
     name = str(dtype).removeprefix("torch.")
-    scaling = {k: v for k, v in (c.rope_scaling or {"rope_type": "default"}).items() if v is not None and not (k == "truncate" and v)}
-    out = {"architectures": [_CLASSES[kind]], "model_type": kind, **{k: getattr(c, k) for k in _SAME},
-           "hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0, "use_cache": True,
-           "rope_theta": c.rope_theta, "rope_parameters": {**scaling, "rope_theta": c.rope_theta}, "torch_dtype": name, "dtype": name}
-    if c.rope_scaling: out["rope_scaling"] = scaling
-    if kind in ("qwen3", "qwen3_moe"): out["use_sliding_window"] = False
-    if kind == "llama": out["mlp_bias"] = False
-    if c.num_experts: out |= {"num_experts_per_tok": c.num_experts_per_tok, "router_aux_loss_coef": c.router_aux_loss_coef, "router_z_loss_coef": c.router_z_loss_coef, "output_router_logits": False}
-    if kind == "qwen3_moe": out |= {"num_experts": c.num_experts, "moe_intermediate_size": c.moe_intermediate_size, "norm_topk_prob": c.norm_topk_prob, "decoder_sparse_step": 1, "mlp_only_layers": []}
+    scaling = {
+        k: v
+        for k, v in (c.rope_scaling or {"rope_type": "default"}).items()
+        if v is not None and not (k == "truncate" and v)
+    }
+    out = {
+        "architectures": [_CLASSES[kind]],
+        "model_type": kind,
+        **{k: getattr(c, k) for k in _SAME},
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "use_cache": True,
+        "rope_theta": c.rope_theta,
+        "rope_parameters": {**scaling, "rope_theta": c.rope_theta},
+        "torch_dtype": name,
+        "dtype": name,
+    }
+    if c.rope_scaling:
+        out["rope_scaling"] = scaling
+    if kind in ("qwen3", "qwen3_moe"):
+        out["use_sliding_window"] = False
+    if kind == "llama":
+        out["mlp_bias"] = False
+    if c.num_experts:
+        out |= {
+            "num_experts_per_tok": c.num_experts_per_tok,
+            "router_aux_loss_coef": c.router_aux_loss_coef,
+            "router_z_loss_coef": c.router_z_loss_coef,
+            "output_router_logits": False,
+        }
+    if kind == "qwen3_moe":
+        out |= {
+            "num_experts": c.num_experts,
+            "moe_intermediate_size": c.moe_intermediate_size,
+            "norm_topk_prob": c.norm_topk_prob,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
     if kind == "granitemoeshared":
         del out["head_dim"]
-        out |= {"num_local_experts": c.num_experts, "intermediate_size": c.moe_intermediate_size, "shared_intermediate_size": c.shared_expert_intermediate_size,
-                "attention_multiplier": c.head_dim**-0.5, "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0}
+        out |= {
+            "num_local_experts": c.num_experts,
+            "intermediate_size": c.moe_intermediate_size,
+            "shared_intermediate_size": c.shared_expert_intermediate_size,
+            "attention_multiplier": c.head_dim**-0.5,
+            "embedding_multiplier": 1.0,
+            "residual_multiplier": 1.0,
+            "logits_scaling": 1.0,
+        }
     return out
 
 # %% ../nbs/13_checkpoint.ipynb #4df91bf9
-# Keys that change nothing in what is computed, and those that must have one value for us to compute the same.
-_INERT = set("architectures torch_dtype dtype transformers_version use_cache attention_dropout sliding_window max_window_layers auto_map _name_or_path name_or_path pretraining_tp output_attentions output_hidden_states output_router_logits return_dict chunk_size_feed_forward is_encoder_decoder id2label label2id problem_type tokenizer_class _attn_implementation is_llama_config transformers.js_config".split())
-_MUST_BE = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False, "partial_rotary_factor": 1.0, "rope_interleaved": False,
-            "decoder_sparse_step": 1, "mlp_only_layers": [], "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0}
+# Keys that change nothing in what is computed, and those that must have one value for us to compute
+# the same.
+_INERT = set(
+    "architectures torch_dtype dtype transformers_version use_cache attention_dropout "
+    "sliding_window max_window_layers auto_map _name_or_path name_or_path pretraining_tp "
+    "output_attentions output_hidden_states output_router_logits return_dict "
+    "chunk_size_feed_forward is_encoder_decoder id2label label2id problem_type "
+    "tokenizer_class _attn_implementation is_llama_config transformers.js_config".split()
+)
+_MUST_BE = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "use_sliding_window": False,
+    "partial_rotary_factor": 1.0,
+    "rope_interleaved": False,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+}
 # What Hugging Face takes for a key that is not in the file.
-_ABSENT = {"qwen3": {"head_dim": 128, "num_key_value_heads": 32, "max_position_embeddings": 32768}, "llama": {"max_position_embeddings": 2048},
-           "qwen3_moe": {"num_key_value_heads": 4, "max_position_embeddings": 32768, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False},
-           "granitemoeshared": {"max_position_embeddings": 2048, "num_experts": 8, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 0, "attention_multiplier": 1.0}}
+_ABSENT = {
+    "qwen3": {"head_dim": 128, "num_key_value_heads": 32, "max_position_embeddings": 32768},
+    "llama": {"max_position_embeddings": 2048},
+    "qwen3_moe": {
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": False,
+    },
+    "granitemoeshared": {
+        "max_position_embeddings": 2048,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "shared_expert_intermediate_size": 0,
+        "attention_multiplier": 1.0,
+    },
+}
 
-def from_hf_config(d):            # dict read from a `config.json`
-    "The `ModelConfig` of a Hugging Face config. Raises `ValueError` for another architecture, an unknown key, or an option that we don't compute."
+
+def from_hf_config(d):  # dict read from a `config.json`
+    """The `ModelConfig` of a Hugging Face config. Raises `ValueError` for another architecture, an
+    unknown key, or an option that we don't compute."""
     kind = d.get("model_type") if isinstance(d, dict) else d
-    if not isinstance(kind, str) or kind not in _ABSENT: raise ValueError(f"model_type {kind!r} is not supported; this library reads {', '.join(_ABSENT)}")
+    if not isinstance(kind, str) or kind not in _ABSENT:
+        raise ValueError(
+            f"model_type {kind!r} is not supported; this library reads {', '.join(_ABSENT)}"
+        )
     d = {k: v for k, v in d.items() if v is not None}
-    scaling, parameters, top = (d.pop(k, default) for k, default in (("rope_scaling", {}), ("rope_parameters", {}), ("rope_theta", 1e4)))
-    rope = dict(scaling or parameters)      # transformers 5 keeps all of it in rope_parameters, 4 the base at the top and the rest in rope_scaling, which also 5 obeys
+    scaling, parameters, top = (
+        d.pop(k, default)
+        for k, default in (("rope_scaling", {}), ("rope_parameters", {}), ("rope_theta", 1e4))
+    )
+    # transformers 5 keeps all of it in rope_parameters, 4 the base at the top and the rest in
+    # rope_scaling, which also 5 obeys
+    rope = dict(scaling or parameters)
     theta = float(scaling.get("rope_theta") or parameters.get("rope_theta") or top)
     rope.pop("rope_theta", None)
-    if rope.pop("partial_rotary_factor", 1.0) != 1.0: raise ValueError("partial_rotary_factor is not 1.0, the only value that is supported")
+    if rope.pop("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError("partial_rotary_factor is not 1.0, the only value that is supported")
     for k, v in _MUST_BE.items():
-        if d.pop(k, v) != v: raise ValueError(f"{k} is not {v!r}, the only value that is supported")
-    if set(d.pop("layer_types", [])) - {"full_attention"}: raise ValueError("layer_types has other kinds than 'full_attention', which are not supported")
-    if isinstance(d.get("eos_token_id"), list): d["eos_token_id"] = d["eos_token_id"][0]
-    if "num_attention_heads" in d and kind in ("llama", "granitemoeshared"): d.setdefault("num_key_value_heads", d["num_attention_heads"])
-    for theirs, ours in {"num_local_experts": "num_experts", "shared_intermediate_size": "shared_expert_intermediate_size"}.items():
-        if theirs in d: d[ours] = d.pop(theirs)
-    known = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")), **_ABSENT[kind]} | {k: v for k, v in d.items() if k not in _INERT | {"model_type"}}
-    if "vocab_size" not in known: raise ValueError("incomplete config: vocab_size is missing")
+        if d.pop(k, v) != v:
+            raise ValueError(f"{k} is not {v!r}, the only value that is supported")
+    if set(d.pop("layer_types", [])) - {"full_attention"}:
+        raise ValueError(
+            "layer_types has other kinds than 'full_attention', which are not supported"
+        )
+    if isinstance(d.get("eos_token_id"), list):
+        d["eos_token_id"] = d["eos_token_id"][0]
+    if "num_attention_heads" in d and kind in ("llama", "granitemoeshared"):
+        d.setdefault("num_key_value_heads", d["num_attention_heads"])
+    for theirs, ours in {
+        "num_local_experts": "num_experts",
+        "shared_intermediate_size": "shared_expert_intermediate_size",
+    }.items():
+        if theirs in d:
+            d[ours] = d.pop(theirs)
+    known = {
+        "tie_word_embeddings": False,
+        "rms_norm_eps": 1e-6,
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
+        **_ABSENT[kind],
+    } | {k: v for k, v in d.items() if k not in _INERT | {"model_type"}}
+    if "vocab_size" not in known:
+        raise ValueError("incomplete config: vocab_size is missing")
     if rope.get("rope_type", rope.get("type")) == "yarn":
-        original = rope.setdefault("original_max_position_embeddings", known["max_position_embeddings"])
-        known["max_position_embeddings"] = max(known["max_position_embeddings"], round(rope.get("factor", 1)*original))     # published instructions leave it as it was
+        original = rope.setdefault(
+            "original_max_position_embeddings", known["max_position_embeddings"]
+        )
+        # published instructions leave it as it was
+        known["max_position_embeddings"] = max(
+            known["max_position_embeddings"], round(rope.get("factor", 1) * original)
+        )
     scale = known.pop("attention_multiplier", None)
-    if kind == "granitemoeshared": known |= {"norm_topk_prob": True, "moe_intermediate_size": known.get("intermediate_size")}
-    config = ModelConfig.from_dict(known | {"rope_theta": theta, "rope_scaling": {"rope_type": "default"} | rope if "type" not in rope else rope, "qk_norm": kind.startswith("qwen3")})
-    if scale is not None and abs(scale - config.head_dim**-0.5) > 1e-6: raise ValueError(f"attention_multiplier is {scale}, not head_dim**-0.5 = {config.head_dim**-0.5:.6g}, the only value that is supported")
+    if kind == "granitemoeshared":
+        known |= {"norm_topk_prob": True, "moe_intermediate_size": known.get("intermediate_size")}
+    config = ModelConfig.from_dict(
+        known
+        | {
+            "rope_theta": theta,
+            "rope_scaling": {"rope_type": "default"} | rope if "type" not in rope else rope,
+            "qk_norm": kind.startswith("qwen3"),
+        }
+    )
+    if scale is not None and abs(scale - config.head_dim**-0.5) > 1e-6:
+        raise ValueError(
+            f"attention_multiplier is {scale}, not head_dim**-0.5 = {config.head_dim**-0.5:.6g}, "
+            "the only value that is supported"
+        )
     return config
 
 # %% ../nbs/13_checkpoint.ipynb #22f452d0
-def tokenizer_config(tokenizer, config):     # `Tokenizer`, `ModelConfig`
-    "The `tokenizer_config.json` that makes `AutoTokenizer` behave like `Tokenizer` and `encode_chat`."
-    return {"tokenizer_class": "PreTrainedTokenizerFast", **{f"{mark}_token": token for mark, token in tokenizer.names.items() if token},
-            "model_max_length": config.max_position_embeddings, "clean_up_tokenization_spaces": False, "add_bos_token": False, "add_eos_token": False,
-            "chat_template": tokenizer.chat_template or CHAT_TEMPLATE}
+def tokenizer_config(tokenizer, config):  # `Tokenizer`, `ModelConfig`
+    """The `tokenizer_config.json` that makes `AutoTokenizer` behave like `Tokenizer` and
+    `encode_chat`."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{f"{mark}_token": token for mark, token in tokenizer.names.items() if token},
+        "model_max_length": config.max_position_embeddings,
+        "clean_up_tokenization_spaces": False,
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "chat_template": tokenizer.chat_template or CHAT_TEMPLATE,
+    }
 
-def generation_config(config):               # `ModelConfig`
+
+def generation_config(config):  # `ModelConfig`
     "The `generation_config.json`: where to stop, and how to sample if nothing is said."
-    return {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id, "do_sample": True, "temperature": 0.7, "top_p": 0.9}
+    return {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+        "do_sample": True,
+        "temperature": 0.7,
+        "top_p": 0.9,
+    }
 
 # %% ../nbs/13_checkpoint.ipynb #52354d8a
-_GRANITE = {"gate.weight": "block_sparse_moe.router.layer.weight", "experts.gate_up_proj": "block_sparse_moe.input_linear.weight", "experts.down_proj": "block_sparse_moe.output_linear.weight",
-            "shared_expert.gate_proj.weight": "shared_mlp.input_linear.weight", "shared_expert.up_proj.weight": "shared_mlp.input_linear.weight", "shared_expert.down_proj.weight": "shared_mlp.output_linear.weight"}
+_GRANITE = {
+    "gate.weight": "block_sparse_moe.router.layer.weight",
+    "experts.gate_up_proj": "block_sparse_moe.input_linear.weight",
+    "experts.down_proj": "block_sparse_moe.output_linear.weight",
+    "shared_expert.gate_proj.weight": "shared_mlp.input_linear.weight",
+    "shared_expert.up_proj.weight": "shared_mlp.input_linear.weight",
+    "shared_expert.down_proj.weight": "shared_mlp.output_linear.weight",
+}
 
-def hf_views(model):           # a `MiniMind`
-    "`{name in a Hugging Face file: [views of our weights]}`, which stand one above the other in that tensor. Only experts have other names there; a tied head is left out."
+
+def hf_views(model):  # a `MiniMind`
+    """`{name in a Hugging Face file: [views of our weights]}`, which stand one above the other in
+    that tensor. Only experts have other names there; a tied head is left out."""
     kind, out = hf_model_type(model.config), {}
-    for name, p in ((name, p.detach()) for name, p in model.named_parameters(remove_duplicate=False)):
-        if "lora_" in name: raise ValueError("the model carries adapters: save lora.merged_model(model), or the adapter with save_lora")
+    for name, p in (
+        (name, p.detach()) for name, p in model.named_parameters(remove_duplicate=False)
+    ):
+        if "lora_" in name:
+            raise ValueError(
+                "the model carries adapters: save lora.merged_model(model), or the adapter with "
+                "save_lora"
+            )
         layer, _, part = name.partition(".mlp.")
-        if name == "lm_head.weight" and model.config.tie_word_embeddings: continue
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue
         if kind == "qwen3_moe" and part.startswith("experts."):
             for e, matrix in enumerate(p):
-                for suffix, view in zip(("gate_proj", "up_proj"), matrix.chunk(2)) if part.endswith("gate_up_proj") else [("down_proj", matrix)]:
+                for suffix, view in (
+                    zip(("gate_proj", "up_proj"), matrix.chunk(2))
+                    if part.endswith("gate_up_proj")
+                    else [("down_proj", matrix)]
+                ):
                     out[f"{layer}.mlp.experts.{e}.{suffix}.weight"] = [view]
-        elif kind == "granitemoeshared" and part: out.setdefault(f"{layer}.{_GRANITE[part]}", []).append(p)
-        else: out[name] = [p]
+        elif kind == "granitemoeshared" and part:
+            out.setdefault(f"{layer}.{_GRANITE[part]}", []).append(p)
+        else:
+            out[name] = [p]
     return out
 
-def model_tensors(model):      # a `MiniMind`
-    "The weights by Hugging Face's names."
-    return {k: views[0] if len(views) == 1 else torch.cat(views) for k, views in hf_views(model).items()}
 
-def weights_sha256(model):     # without adapters
+def model_tensors(model):  # a `MiniMind`
+    "The weights by Hugging Face's names."
+    return {
+        k: views[0] if len(views) == 1 else torch.cat(views) for k, views in hf_views(model).items()
+    }
+
+
+def weights_sha256(model):  # without adapters
     "sha256 of all weights under their names: whose they are, wherever their files lie."
     digest = hashlib.sha256()
     for name, p in sorted(model.named_parameters()):
@@ -178,301 +387,594 @@ def weights_sha256(model):     # without adapters
         digest.update(p.detach().float().cpu().contiguous().numpy())
     return digest.hexdigest()
 
-def write_folder(path, config, tokenizer, dtype, put_weights):     # folder; `ModelConfig`; `Tokenizer` or None; of the weights; called with the file that they go to
-    "Make a model folder. `config.json`, without which it is no model folder, is taken away first if it would not fit, and written last."
+
+def write_folder(
+    path, config, tokenizer, dtype, put_weights
+):  # folder; `ModelConfig`; `Tokenizer` or None; of the weights; called with the file that they go to
+    """Make a model folder. `config.json`, without which it is no model folder, is taken away first
+    if it would not fit, and written last."""
     path.mkdir(parents=True, exist_ok=True)
-    wanted, file = to_hf_config(config, dtype), path/"config.json"
-    if file.exists() and file.read_text(encoding="utf-8") != json.dumps(wanted, indent=2, ensure_ascii=False) + "\n": file.unlink()
-    put_weights(path/"model.safetensors")
-    for stale in ("model.safetensors.index.json", "chat_template.jinja"): (path/stale).unlink(missing_ok=True)     # another model's, read before ours
-    write_json(path/"generation_config.json", generation_config(config))
+    wanted, file = to_hf_config(config, dtype), path / "config.json"
+    if (
+        file.exists()
+        and file.read_text(encoding="utf-8")
+        != json.dumps(wanted, indent=2, ensure_ascii=False) + "\n"
+    ):
+        file.unlink()
+    put_weights(path / "model.safetensors")
+    # another model's, read before ours
+    for stale in ("model.safetensors.index.json", "chat_template.jinja"):
+        (path / stale).unlink(missing_ok=True)
+    write_json(path / "generation_config.json", generation_config(config))
     if tokenizer is not None:
-        tokenizer.save(path/"tokenizer.json")
-        write_json(path/"tokenizer_config.json", tokenizer_config(tokenizer, config))
+        tokenizer.save(path / "tokenizer.json")
+        write_json(path / "tokenizer_config.json", tokenizer_config(tokenizer, config))
     write_json(file, wanted)
 
-def save_pretrained(model,      # a `MiniMind`
-                    tokenizer,  # `Tokenizer`, or None
-                    path,       # folder, made if need be
-                    dtype=None, # of the saved weights, e.g. `torch.bfloat16`; default: as they are
-                   ):
+
+def save_pretrained(
+    model,  # a `MiniMind`
+    tokenizer,  # `Tokenizer`, or None
+    path,  # folder, made if need be
+    dtype=None,  # of the saved weights, e.g. `torch.bfloat16`; default: as they are
+):
     "Write a Hugging Face model folder. Every file is replaced atomically. Raises `OSError`."
     tensors = model_tensors(model)
-    if dtype: tensors = {k: v.to(dtype) for k, v in tensors.items()}
-    write_folder(Path(path), model.config, tokenizer, next(iter(tensors.values())).dtype, lambda file: write_tensors(file, tensors))
+    if dtype:
+        tensors = {k: v.to(dtype) for k, v in tensors.items()}
+    write_folder(
+        Path(path),
+        model.config,
+        tokenizer,
+        next(iter(tensors.values())).dtype,
+        lambda file: write_tensors(file, tensors),
+    )
 
 # %% ../nbs/13_checkpoint.ipynb #964896c7
-def load_weights(model, tensors, source="the checkpoint"):     # `MiniMind`, `{name: tensor}`, where they are from
-    "Put named tensors into a model, strictly. Raises `ValueError` listing missing, unknown and misshapen names."
+def load_weights(
+    model, tensors, source="the checkpoint"
+):  # `MiniMind`, `{name: tensor}`, where they are from
+    """Put named tensors into a model, strictly. Raises `ValueError` listing missing, unknown and
+    misshapen names."""
     own = hf_views(model)
-    tensors = {k: v for k, v in tensors.items() if not k.endswith("rotary_emb.inv_freq")}    # old Llama folders carry this constant
+    # old Llama folders carry this constant
+    tensors = {k: v for k, v in tensors.items() if not k.endswith("rotary_emb.inv_freq")}
     if model.config.tie_word_embeddings and "model.embed_tokens.weight" in tensors:
         table = tensors["model.embed_tokens.weight"]
         if not torch.equal(tensors.pop("lm_head.weight", table), table):
-            raise ValueError(f"{source} has an lm_head.weight of its own, but the config says tie_word_embeddings: set it to false")
+            raise ValueError(
+                f"{source} has an lm_head.weight of its own, but the config says "
+                "tie_word_embeddings: set it to false"
+            )
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    if missing or unknown: raise ValueError(f"{source} does not fit the config: missing weights {_few(missing)}, unknown weights {_few(unknown)}")
+    if missing or unknown:
+        raise ValueError(
+            f"{source} does not fit the config: missing weights {_few(missing)}, unknown weights "
+            f"{_few(unknown)}"
+        )
     want = {k: (sum(len(v) for v in views), *views[0].shape[1:]) for k, views in own.items()}
-    if wrong := [f"{k} is {tuple(tensors[k].shape)}, wanted {want[k]}" for k in own if tensors[k].shape != want[k]]:
+    if wrong := [
+        f"{k} is {tuple(tensors[k].shape)}, wanted {want[k]}"
+        for k in own
+        if tensors[k].shape != want[k]
+    ]:
         raise ValueError(f"{source} does not fit the config: {_few(wrong)}")
     with torch.no_grad():
         for k, views in own.items():
-            for view, part in zip(views, tensors[k].split([len(v) for v in views])): view.copy_(part)
+            for view, part in zip(views, tensors[k].split([len(v) for v in views])):
+                view.copy_(part)
 
-def _few(names): return "; ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") if names else "none"
+
+def _few(names):
+    return (
+        "; ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        if names
+        else "none"
+    )
 
 # %% ../nbs/13_checkpoint.ipynb #b89a2188
-def load_config(path):        # a model folder
+def load_config(path):  # a model folder
     "The `ModelConfig` of a model folder. Raises `FileNotFoundError`, `ValueError`."
-    file = Path(path)/"config.json"
-    if not file.exists(): raise FileNotFoundError(f"{path} is not a model folder: it has no config.json")
+    file = Path(path) / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(f"{path} is not a model folder: it has no config.json")
     d = read_json(file)
-    try: return from_hf_config(d)
-    except (ValueError, TypeError) as e: raise ValueError(f"{file}: {e}") from None
+    try:
+        return from_hf_config(d)
+    except (ValueError, TypeError) as e:
+        raise ValueError(f"{file}: {e}") from None
 
-def weight_files(path):       # a model folder
+
+def weight_files(path):  # a model folder
     "The files that hold its weights. Raises `FileNotFoundError`."
-    path, index = Path(path), Path(path)/"model.safetensors.index.json"
-    if not (path/"model.safetensors").exists() and index.exists(): return sorted({path/name for name in read_json(index)["weight_map"].values()})
-    pickles = sorted(f.name for f in path.glob("*.bin")) + sorted(f.name for f in path.glob("*.pth"))
-    if not (path/"model.safetensors").exists():
-        raise FileNotFoundError(f"{path} has no model.safetensors" + (f"; {_few(pickles)} can't be read, for a pickle can run any code: convert to safetensors" if pickles else ""))
-    return [path/"model.safetensors"]
+    path, index = Path(path), Path(path) / "model.safetensors.index.json"
+    if not (path / "model.safetensors").exists() and index.exists():
+        return sorted({path / name for name in read_json(index)["weight_map"].values()})
+    pickles = sorted(f.name for f in path.glob("*.bin")) + sorted(
+        f.name for f in path.glob("*.pth")
+    )
+    if not (path / "model.safetensors").exists():
+        raise FileNotFoundError(
+            f"{path} has no model.safetensors"
+            + (
+                f"; {_few(pickles)} can't be read, for a pickle can run any code: convert to "
+                "safetensors"
+                if pickles
+                else ""
+            )
+        )
+    return [path / "model.safetensors"]
 
-def load_model(path,           # folder with `config.json` and weights
-               device="cpu",   # where the weights go
-               config=None,    # `ModelConfig` to use in place of the folder's, e.g. from `stretch`
-              ):               # `MiniMind` in float32, in eval mode
+
+def load_model(
+    path,  # folder with `config.json` and weights
+    device="cpu",  # where the weights go
+    config=None,  # `ModelConfig` to use in place of the folder's, e.g. from `stretch`
+):  # `MiniMind` in float32, in eval mode
     "The model of a folder. Raises `FileNotFoundError`, `ValueError`."
     path, config = Path(path), config or load_config(path)
     tensors = {k: v for file in weight_files(path) for k, v in read_tensors(file).items()}
-    with torch.device("meta"): model = MiniMind(config)          # no memory, no random numbers: the weights are about to come
+    # no memory, no random numbers: the weights are about to come
+    with torch.device("meta"):
+        model = MiniMind(config)
     model = model.to_empty(device="cpu")
-    if config.tie_word_embeddings: model.lm_head.weight = model.model.embed_tokens.weight
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
     load_weights(model, tensors, path)
     return model.to(device).eval()
 
-def load_pretrained(path,           # folder with `config.json`, weights and `tokenizer.json`
-                    device="cpu",   # where the weights go
-                    config=None,    # as for `load_model`
-                   ):               # `(MiniMind, Tokenizer)`
-    "Load a model folder, ours or Hugging Face's (Qwen3, Llama, Qwen3-MoE, and of Granite's shared-expert models those without multipliers). Raises `FileNotFoundError`, `ValueError` naming what is wrong."
+
+def load_pretrained(
+    path,  # folder with `config.json`, weights and `tokenizer.json`
+    device="cpu",  # where the weights go
+    config=None,  # as for `load_model`
+):  # `(MiniMind, Tokenizer)`
+    """Load a model folder, ours or Hugging Face's (Qwen3, Llama, Qwen3-MoE, and of Granite's
+    shared-expert models those without multipliers). Raises `FileNotFoundError`, `ValueError` naming
+    what is wrong."""
     return load_model(path, device, config), Tokenizer.from_file(path)
 
 # %% ../nbs/13_checkpoint.ipynb #f6a7c8f4
 class SettingsChanged(ValueError):
     "A run is to be resumed with settings that would change its result."
 
+
 # These may change between start and resume: they decide where and how often, not what.
-_FREE = {"max_line_bytes", "on_bad_line", "out", "device", "eval_bytes", "eval_rows", "log_every", "eval_every", "save_every", "keep", "async_checkpoint", "on_nan", "fresh", "micro_batch_size", "reward_timeout", "engine", "engine_model",
-         "parallel", "deepspeed", "gradient_checkpointing", "compile", "track"}
+_FREE = {
+    "max_line_bytes",
+    "on_bad_line",
+    "out",
+    "device",
+    "eval_bytes",
+    "eval_rows",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "keep",
+    "async_checkpoint",
+    "on_nan",
+    "fresh",
+    "micro_batch_size",
+    "reward_timeout",
+    "engine",
+    "engine_model",
+    "parallel",
+    "deepspeed",
+    "gradient_checkpointing",
+    "compile",
+    "track",
+}
 
 _PATHS = ("data", "heldout", "init", "tokenizer", "teacher", "cache")
 
-def _settings(cfg, **more):               # as they will be read: tuples become lists; a file is the same however its path is spelt
-    def spelt(value): return [spelt(v) for v in value] if isinstance(value, (list, tuple)) else os.path.abspath(value) if value else value
+
+def _settings(
+    cfg, **more
+):  # as they will be read: tuples become lists; a file is the same however its path is spelt
+    def spelt(value):
+        return (
+            [spelt(v) for v in value]
+            if isinstance(value, (list, tuple))
+            else os.path.abspath(value)
+            if value
+            else value
+        )
+
     d = asdict(cfg) | more
     paths = [k for k in d if k in _PATHS or k == "model" and os.path.isdir(d[k])]
     return json.loads(json.dumps(d | {k: spelt(d[k]) for k in paths}, default=str))
 
-def checkpoints(run):                     # folder of a run → list of folders, oldest first
-    "The complete checkpoints of a run. A copy that somebody keeps under another name is not one of them."
-    return sorted(f for f in Path(run).glob("trainer/step-*") if re.fullmatch(r"step-\d{8}", f.name))
 
-def refuse_changes(run, then, now):       # the run's folder; settings that were, settings that are
+def checkpoints(run):  # folder of a run → list of folders, oldest first
+    """The complete checkpoints of a run. A copy that somebody keeps under another name is not one
+    of them."""
+    return sorted(
+        f for f in Path(run).glob("trainer/step-*") if re.fullmatch(r"step-\d{8}", f.name)
+    )
+
+
+def refuse_changes(run, then, now):  # the run's folder; settings that were, settings that are
     "Raise `SettingsChanged` if a setting that changes the result is not what it was."
-    def moved(k):                         # files that are gone from where they were: whether these are the same is told by their content
-        was = then.get(k) if isinstance(then.get(k), list) else [then.get(k)]
-        return k in _PATHS and then.get(k) and now.get(k) and len(was) == len(now[k] if isinstance(now[k], list) else [now[k]]) and not any(os.path.exists(p) for p in was)
-    def short(value): return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1…", repr(value))      # of a sha256 the beginning will do
-    changed = [f"{k} was {short(then.get(k))}, is {short(now.get(k))}" for k in sorted(then) if k not in _FREE and then[k] != now.get(k) and not moved(k)]      # what an older version did not know can't be compared
-    if changed: raise SettingsChanged(f"{run} holds a run with other settings: {'; '.join(changed)}. Use the same settings, another --out, or --fresh to start again")
 
-def check_start(cfg):         # a stage's config
-    "Refuse at once, before any data is read or written, what would go wrong later. Raises `ValueError`, `SettingsChanged`."
+    def moved(
+        k,
+    ):  # files that are gone from where they were: whether these are the same is told by their content
+        was = then.get(k) if isinstance(then.get(k), list) else [then.get(k)]
+        return (
+            k in _PATHS
+            and then.get(k)
+            and now.get(k)
+            and len(was) == len(now[k] if isinstance(now[k], list) else [now[k]])
+            and not any(os.path.exists(p) for p in was)
+        )
+
+    def short(value):
+        return re.sub(
+            r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1…", repr(value)
+        )  # of a sha256 the beginning will do
+
+    # what an older version did not know can't be compared
+    changed = [
+        f"{k} was {short(then.get(k))}, is {short(now.get(k))}"
+        for k in sorted(then)
+        if k not in _FREE and then[k] != now.get(k) and not moved(k)
+    ]
+    if changed:
+        raise SettingsChanged(
+            f"{run} holds a run with other settings: {'; '.join(changed)}. Use the same "
+            "settings, another --out, or --fresh to start again"
+        )
+
+
+def check_start(cfg):  # a stage's config
+    """Refuse at once, before any data is read or written, what would go wrong later. Raises
+    `ValueError`, `SettingsChanged`."""
     out, init = Path(cfg.out), getattr(cfg, "init", "")
-    if cfg.deepspeed: import_module("minimind.parallel").deepspeed_settings(cfg.deepspeed, cfg)
-    if init and Path(init).resolve() == out.resolve(): raise ValueError(f"init and out are both {cfg.out}: the model to begin from would be overwritten; choose another --out")
-    if cfg.fresh: return
+    if cfg.deepspeed:
+        import_module("minimind.parallel").deepspeed_settings(cfg.deepspeed, cfg)
+    if init and Path(init).resolve() == out.resolve():
+        raise ValueError(
+            f"init and out are both {cfg.out}: the model to begin from would be overwritten; "
+            "choose another --out"
+        )
+    if cfg.fresh:
+        return
     done = checkpoints(out)
-    if not done and any(out.glob("*.safetensors")): raise ValueError(f"{cfg.out} holds a model, but no run that could go on: it would be overwritten; choose another --out, or --fresh to overwrite it")
-    try: then = read_json(done[-1]/"state.json")["settings"] if done else None
-    except (OSError, ValueError, TypeError, KeyError): then = None       # a damaged one is reported when it is loaded
-    if then: refuse_changes(cfg.out, {k: v for k, v in then.items() if k in asdict(cfg)}, _settings(cfg))
+    if not done and any(out.glob("*.safetensors")):
+        raise ValueError(
+            f"{cfg.out} holds a model, but no run that could go on: it would be overwritten; "
+            "choose another --out, or --fresh to "
+            "overwrite it"
+        )
+    try:
+        then = read_json(done[-1] / "state.json")["settings"] if done else None
+    # a damaged one is reported when it is loaded
+    except (OSError, ValueError, TypeError, KeyError):
+        then = None
+    if then:
+        refuse_changes(cfg.out, {k: v for k, v in then.items() if k in asdict(cfg)}, _settings(cfg))
+
 
 @contextmanager
-def run_lock(folder):         # of a run
-    "A block in which no other process can train in the same folder; the system frees it when a process dies. Raises `ValueError` if another one has it. Where a file system can't lock, it warns and goes on."
+def run_lock(folder):  # of a run
+    """A block in which no other process can train in the same folder; the system frees it when a
+    process dies. Raises `ValueError` if another one has it. Where a file system can't lock, it
+    warns and goes on."""
     folder = Path(folder)
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder/".lock")
-    try: lock.acquire(timeout=0)
-    except Timeout: raise ValueError(f"another process is training in {folder}: wait for it, stop it, or choose another --out") from None
-    except OSError as e: warnings.warn(f"{folder} can't be locked ({e.strerror}): make sure that no other process trains in it", stacklevel=3)
-    try: yield
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"another process is training in {folder}: wait for it, stop it, or choose another "
+            "--out"
+        ) from None
+    except OSError as e:
+        warnings.warn(
+            f"{folder} can't be locked ({e.strerror}): make sure that no other process trains in "
+            "it",
+            stacklevel=3,
+        )
+    try:
+        yield
     finally:
         lock.release()
-        if made and [f.name for f in folder.iterdir()] in ([], [".lock"]):      # nothing came of it: leave nothing behind
-            (folder/".lock").unlink(missing_ok=True)
+        # nothing came of it: leave nothing behind
+        if made and [f.name for f in folder.iterdir()] in ([], [".lock"]):
+            (folder / ".lock").unlink(missing_ok=True)
             for p in made:
-                try: p.rmdir()
-                except OSError: break
+                try:
+                    p.rmdir()
+                except OSError:
+                    break
+
 
 class ModelFolder:
-    "What a run shows the world: the Hugging Face folder of its model. A stage that trains something else (an adapter, say) brings a class with the same four names."
-    weights = "model.safetensors"         # the file of `tensors()`, in a checkpoint and in the folder
+    """What a run shows the world: the Hugging Face folder of its model. A stage that trains
+    something else (an adapter, say) brings a class with the same four names."""
+
+    # the file of `tensors()`, in a checkpoint and in the folder
+    weights = "model.safetensors"
+
     def __init__(self, model, tokenizer):
-        hf_model_type(model.config)       # what could not be saved must not be trained
+        # what could not be saved must not be trained
+        hf_model_type(model.config)
         self.model, self.tokenizer = model, tokenizer
-    def tensors(self): return model_tensors(self.model)
-    def load(self, tensors, source): load_weights(self.model, tensors, source)
-    def write(self, path, put_weights): write_folder(path, self.model.config, self.tokenizer, torch.float32, put_weights)
+
+    def tensors(self):
+        return model_tensors(self.model)
+
+    def load(self, tensors, source):
+        load_weights(self.model, tensors, source)
+
+    def write(self, path, put_weights):
+        write_folder(path, self.model.config, self.tokenizer, torch.float32, put_weights)
+
 
 class Checkpointer:
-    "Saves and restores a run exactly: float32 weights, state of the optimizer and of whatever else has one, random generators and the step, in `trainer/step-N/`."
-    def __init__(self, folder,     # `ModelFolder`
-                 parts,            # `{name: object with state_tensors() and load_state_tensors(tensors)}`: the optimizers, a sampler with a memory
-                 cfg,              # a stage's config
-                 identity=None,    # dict of what else must be the same at a resume, such as the number of tokens
-                 ways=None,        # how processes share the work, as for `fit`; default: each has everything
-                ):
-        if reserved := {"random", Path(folder.weights).stem} & parts.keys(): raise ValueError(f"parts may not be called {', '.join(reserved)}: a checkpoint has files of these names already")
+    """Saves and restores a run exactly: float32 weights, state of the optimizer and of whatever
+    else has one, random generators and the step, in `trainer/step-N/`."""
+
+    def __init__(
+        self,
+        folder,  # `ModelFolder`
+        parts,  # `{name: object with state_tensors() and load_state_tensors(tensors)}`: the optimizers, a sampler with a memory
+        cfg,  # a stage's config
+        identity=None,  # dict of what else must be the same at a resume, such as the number of tokens
+        ways=None,  # how processes share the work, as for `fit`; default: each has everything
+    ):
+        if reserved := {"random", Path(folder.weights).stem} & parts.keys():
+            raise ValueError(
+                f"parts may not be called {', '.join(reserved)}: a checkpoint has files of these "
+                "names already"
+            )
         self.folder, self.parts, self.cfg, self.ways = folder, parts, cfg, ways or Replicas(None)
         self.run, self.progress, self.published = Path(cfg.out), {}, False
-        self.dir = self.run/"trainer"
+        self.dir = self.run / "trainer"
         self.settings = _settings(cfg, **(identity or {}))
         self.thread, self.pending = ThreadPoolExecutor(1), None
-        self.writes = processes()[0] == 0          # the others hold the same, and only read, but for an optimizer state that is cut into shares
-        if not self.writes: return
+        # the others hold the same, and only read, but for an optimizer state that is cut into
+        # shares
+        self.writes = processes()[0] == 0
+        if not self.writes:
+            return
         self.dir.mkdir(parents=True, exist_ok=True)
-        ours = {self.dir: (".step-*.tmp", ".step-*.old", ".bad_batch.*.tmp", ".tmp??????"), self.run: (".*.json*.tmp", f".{folder.weights}.*.tmp")}
-        for leftover in [f for folder, patterns in ours.items() for pattern in patterns for f in folder.glob(pattern)]:     # of a process that was killed
+        ours = {
+            self.dir: (".step-*.tmp", ".step-*.old", ".bad_batch.*.tmp", ".tmp??????"),
+            self.run: (".*.json*.tmp", f".{folder.weights}.*.tmp"),
+        }
+        # of a process that was killed
+        for leftover in [
+            f
+            for folder, patterns in ours.items()
+            for pattern in patterns
+            for f in folder.glob(pattern)
+        ]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         if cfg.fresh:
-            for step in self.steps(): self._discard(step)
+            for step in self.steps():
+                self._discard(step)
 
-    def steps(self):              # list of folders, oldest first
+    def steps(self):  # list of folders, oldest first
         return checkpoints(self.run)
 
     def _discard(self, folder):
-        hidden = folder.with_name(f".{folder.name}.old")       # by renaming: half a checkpoint must never bear a checkpoint's name
-        os.replace(folder, hidden); shutil.rmtree(hidden, ignore_errors=True)
+        # by renaming: half a checkpoint must never bear a checkpoint's name
+        hidden = folder.with_name(f".{folder.name}.old")
+        os.replace(folder, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
-    def save(self, step, progress=None):         # optimizer steps done; JSON-able dict that a resumed run finds in `.progress`
-        "Write a complete checkpoint beside the old ones, then publish the model folder, then drop checkpoints beyond `keep`. With `async_checkpoint` a thread does so from a copy, and what goes wrong is raised by the next `save` or `finish`. Raises `OSError`."
-        if not (self.writes or self.ways.together): return
+    def save(
+        self, step, progress=None
+    ):  # optimizer steps done; JSON-able dict that a resumed run finds in `.progress`
+        """Write a complete checkpoint beside the old ones, then publish the model folder, then drop
+        checkpoints beyond `keep`. With `async_checkpoint` a thread does so from a copy, and what
+        goes wrong is raised by the next `save` or `finish`. Raises `OSError`."""
+        if not (self.writes or self.ways.together):
+            return
         self.finish()
-        target = self.dir/f"step-{step:08d}"
+        target = self.dir / f"step-{step:08d}"
         if not (gather(target.exists())[0] if self.ways.together else target.exists()):
             with self.ways.whole():
                 files, (generators, python) = self._tensors(), random_state()
-                state = {"step": step, "settings": self.settings, "progress": progress or {}, "python_random": python}
-                if not self.cfg.async_checkpoint: self._write(target, files, generators, state)
-                else: files = {name: {k: t.detach().to("cpu", copy=True) for k, t in tensors.items()} for name, tensors in files.items()}
-            if self.cfg.async_checkpoint and self.writes: self.pending = self.thread.submit(self._write, target, files, generators, state)
-        elif self.writes: self._show_newest()
+                state = {
+                    "step": step,
+                    "settings": self.settings,
+                    "progress": progress or {},
+                    "python_random": python,
+                }
+                if not self.cfg.async_checkpoint:
+                    self._write(target, files, generators, state)
+                else:
+                    files = {
+                        name: {k: t.detach().to("cpu", copy=True) for k, t in tensors.items()}
+                        for name, tensors in files.items()
+                    }
+            if self.cfg.async_checkpoint and self.writes:
+                self.pending = self.thread.submit(self._write, target, files, generators, state)
+        elif self.writes:
+            self._show_newest()
 
     def finish(self):
         "Wait for the checkpoint that is being written, if one is. Raises `OSError` if it can't be."
         pending, self.pending = self.pending, None
-        if pending: pending.result()
+        if pending:
+            pending.result()
 
-    def _tensors(self):           # `{file name: tensors}` that this process writes
-        files = {self.folder.weights: self.folder.tensors(), **{f"{name}.safetensors": part.state_tensors() for name, part in self.parts.items()}}
-        if not self.ways.sharded: return files if self.writes else {}
+    def _tensors(self):  # `{file name: tensors}` that this process writes
+        files = {
+            self.folder.weights: self.folder.tensors(),
+            **{f"{name}.safetensors": part.state_tensors() for name, part in self.parts.items()},
+        }
+        if not self.ways.sharded:
+            return files if self.writes else {}
         share = "optimizer-{:05}-of-{:05}.safetensors".format(processes()[0] + 1, processes()[1])
         files[share] = files.pop("optimizer.safetensors")
         return files if self.writes else {share: files[share]}
 
-    def room(self):               # bytes
-        "About what the checkpoints to come will take on the disk at most, one more than are kept: weights, and up to two moments for each."
-        return max(0, self.cfg.keep + 1 - len(self.steps()))*3*sum(t.nbytes for t in self.folder.tensors().values())
+    def room(self):  # bytes
+        """About what the checkpoints to come will take on the disk at most, one more than are kept:
+        weights, and up to two moments for each."""
+        return (
+            max(0, self.cfg.keep + 1 - len(self.steps()))
+            * 3
+            * sum(t.nbytes for t in self.folder.tensors().values())
+        )
 
     def _write(self, target, files, generators, state):
-        tmp = self.dir/f".{target.name}.tmp"
+        tmp = self.dir / f".{target.name}.tmp"
         try:
-            if self.writes: shutil.rmtree(tmp, ignore_errors=True); tmp.mkdir(parents=True)
-            if self.ways.sharded: gather(None)        # the folder is there
-            for name, tensors in files.items(): write_tensors(tmp/name, tensors)
-            if self.ways.sharded: gather(None)        # all shares are there
-            if not self.writes: return
-            write_tensors(tmp/"random.safetensors", generators)
-            write_json(tmp/"state.json", state, indent=None)
-            os.replace(tmp, target); sync_file(self.dir)
+            if self.writes:
+                shutil.rmtree(tmp, ignore_errors=True)
+                tmp.mkdir(parents=True)
+            if self.ways.sharded:
+                gather(None)  # the folder is there
+            for name, tensors in files.items():
+                write_tensors(tmp / name, tensors)
+            if self.ways.sharded:
+                gather(None)  # all shares are there
+            if not self.writes:
+                return
+            write_tensors(tmp / "random.safetensors", generators)
+            write_json(tmp / "state.json", state, indent=None)
+            os.replace(tmp, target)
+            sync_file(self.dir)
         except OSError as e:
-            if self.writes: shutil.rmtree(tmp, ignore_errors=True)
-            last = f"the last good one is {self.steps()[-1]}" if self.steps() else "there is none yet"
+            if self.writes:
+                shutil.rmtree(tmp, ignore_errors=True)
+            last = (
+                f"the last good one is {self.steps()[-1]}" if self.steps() else "there is none yet"
+            )
             full = e.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))
-            mib = sum(t.nbytes for tensors in files.values() for t in tensors.values())/2**20
-            remedy = f"{self.dir} needs {mib:,.0f} MiB more{' for the part of this process' if self.ways.sharded else ''}. Make room" if full else "Mend that"
-            raise OSError(e.errno, f"no checkpoint of step {state['step']}, {last}: {os.strerror(e.errno)}. {remedy}, then give the same command again") from None
+            mib = sum(t.nbytes for tensors in files.values() for t in tensors.values()) / 2**20
+            remedy = (
+                f"{self.dir} needs {mib:,.0f} MiB "
+                f"more{' for the part of this process' if self.ways.sharded else ''}. Make room"
+                if full
+                else "Mend that"
+            )
+            raise OSError(
+                e.errno,
+                f"no checkpoint of step {state['step']}, {last}: {os.strerror(e.errno)}. "
+                f"{remedy}, then give the same command again",
+            ) from None
         self._show_newest()
 
     def _show_newest(self):
         self.publish()
-        for old in self.steps()[:-self.cfg.keep]: self._discard(old)
+        for old in self.steps()[: -self.cfg.keep]:
+            self._discard(old)
 
     def publish(self):
-        "Let the run's folder show the newest checkpoint; the weights are the same bytes on the disk, under a second name."
-        newest = self.steps()[-1]/self.folder.weights
+        """Let the run's folder show the newest checkpoint; the weights are the same bytes on the
+        disk, under a second name."""
+        newest = self.steps()[-1] / self.folder.weights
+
         def link(file):
-            if file.exists() and os.path.samefile(file, newest): return
+            if file.exists() and os.path.samefile(file, newest):
+                return
             with atomic_path(file) as tmp:
-                try: os.link(newest, tmp)
-                except OSError: shutil.copyfile(newest, tmp)      # a file system without hard links
-        if self.published: link(self.run/self.folder.weights)
-        else: self.folder.write(self.run, link)
+                try:
+                    os.link(newest, tmp)
+                # a file system without hard links
+                except OSError:
+                    shutil.copyfile(newest, tmp)
+
+        if self.published:
+            link(self.run / self.folder.weights)
+        else:
+            self.folder.write(self.run, link)
         self.published = True
 
-    def load(self):               # optimizer steps done
-        "Restore the newest checkpoint, if there is one. Raises `SettingsChanged`, or `ValueError` if it is damaged."
+    def load(self):  # optimizer steps done
+        """Restore the newest checkpoint, if there is one. Raises `SettingsChanged`, or `ValueError`
+        if it is damaged."""
         found = gather(self.steps()[-1].name if self.steps() else None)
-        if len(set(found)) > 1: raise ValueError(f"the processes find different checkpoints, {', '.join(map(str, found))}: {self.run} must lie on a disk that all of them share")
-        if not self.steps(): return 0
+        if len(set(found)) > 1:
+            raise ValueError(
+                f"the processes find different checkpoints, {', '.join(map(str, found))}: "
+                f"{self.run} must lie on a disk that all of "
+                "them share"
+            )
+        if not self.steps():
+            return 0
         newest = self.steps()[-1]
         try:
-            state = read_json(newest/"state.json")
-            step, settings, self.progress, python = (state[k] for k in ("step", "settings", "progress", "python_random"))
-            weights, generators = (read_tensors(newest/name) for name in (self.folder.weights, "random.safetensors"))
-            states = {name: read_shares(newest/f"{name}.safetensors") for name in self.parts}
+            state = read_json(newest / "state.json")
+            step, settings, self.progress, python = (
+                state[k] for k in ("step", "settings", "progress", "python_random")
+            )
+            weights, generators = (
+                read_tensors(newest / name) for name in (self.folder.weights, "random.safetensors")
+            )
+            states = {name: read_shares(newest / f"{name}.safetensors") for name in self.parts}
         except (ValueError, TypeError, KeyError, FileNotFoundError) as e:
-            before = f"go on from {self.steps()[-2].name}" if len(self.steps()) > 1 else "start again"
-            raise ValueError(f"the newest checkpoint can't be used: {e if not isinstance(e, KeyError) else f'{newest} lacks {e}'}. Delete {newest} to {before}") from None
+            before = (
+                f"go on from {self.steps()[-2].name}" if len(self.steps()) > 1 else "start again"
+            )
+            raise ValueError(
+                "the newest checkpoint can't be used: "
+                f"{e if not isinstance(e, KeyError) else f'{newest} lacks {e}'}. "
+                "Delete "
+                f"{newest} to {before}"
+            ) from None
         refuse_changes(self.run, settings, self.settings)
         with self.ways.whole(write=True):
             self.folder.load(weights, newest)
-            for name in self.parts.keys() - {"optimizer"}: self.parts[name].load_state_tensors(states[name])
-        if "optimizer" in self.parts: self.parts["optimizer"].load_state_tensors(states["optimizer"])
+            for name in self.parts.keys() - {"optimizer"}:
+                self.parts[name].load_state_tensors(states[name])
+        if "optimizer" in self.parts:
+            self.parts["optimizer"].load_state_tensors(states["optimizer"])
         set_random_state(generators, python)
-        if self.writes: self.publish()            # it may have been killed in between
+        if self.writes:
+            self.publish()  # it may have been killed in between
         return step
 
     def save_batch(self, batch):  # dict of tensors
         "Keep the batch of a step that went wrong, for a look; returns the file."
-        if self.writes: write_tensors(self.dir/"bad_batch.safetensors", {k: v.clone() for k, v in batch.items()})      # two names of one tensor can't be saved
-        return self.dir/"bad_batch.safetensors"
+        # two names of one tensor can't be saved
+        if self.writes:
+            write_tensors(
+                self.dir / "bad_batch.safetensors", {k: v.clone() for k, v in batch.items()}
+            )
+        return self.dir / "bad_batch.safetensors"
 
 # %% ../nbs/13_checkpoint.ipynb #e72926ba
-def share_work(model, cfg):      # on its device; a stage's config
-    "How the processes of this run share its work: what `fit` calls `ways`. What stands in a later chapter is imported when it is asked for."
-    name = "DeepSpeed" if cfg.deepspeed else "Shards" if cfg.parallel == "fsdp" and processes()[1] > 1 else None
-    if name: return getattr(import_module("minimind.parallel"), name)(model, cfg)
-    return Replicas(model, build_optimizer(model, cfg.optimizer, cfg.lr, cfg.muon_lr, weight_decay=cfg.weight_decay))
+def share_work(model, cfg):  # on its device; a stage's config
+    """How the processes of this run share its work: what `fit` calls `ways`. What stands in a later
+    chapter is imported when it is asked for."""
+    name = (
+        "DeepSpeed"
+        if cfg.deepspeed
+        else "Shards"
+        if cfg.parallel == "fsdp" and processes()[1] > 1
+        else None
+    )
+    if name:
+        return getattr(import_module("minimind.parallel"), name)(model, cfg)
+    return Replicas(
+        model,
+        build_optimizer(model, cfg.optimizer, cfg.lr, cfg.muon_lr, weight_decay=cfg.weight_decay),
+    )
 
-def run_stage(cfg,           # a stage's config
-              model,         # the `MiniMind` to train
-              tokenizer,     # its `Tokenizer`
-              batches,       # what `fit` takes
-              loss_fn,       # `(model, batch) -> (loss sum, weight, metrics)`
-              evaluate=None, # `(model) -> dict` of numbers
-              desc="train",  # shown on the progress bar
-              dry_run=False, # say what would be done, and stop
-              folder=None,   # what the run shows the world; default: `ModelFolder`
-              parts=None,    # `{name: …}` with a state to be saved besides the optimizer's, as `Checkpointer` takes them
-              beside=(),     # models that are only asked, such as a teacher: they count in the plan
-             ):              # dict: the last numbers of the run
-    "What all stages share: device, precision, optimiser, plan, checkpoints, the loop. Prints the plan before step 0."
+
+def run_stage(
+    cfg,  # a stage's config
+    model,  # the `MiniMind` to train
+    tokenizer,  # its `Tokenizer`
+    batches,  # what `fit` takes
+    loss_fn,  # `(model, batch) -> (loss sum, weight, metrics)`
+    evaluate=None,  # `(model) -> dict` of numbers
+    desc="train",  # shown on the progress bar
+    dry_run=False,  # say what would be done, and stop
+    folder=None,  # what the run shows the world; default: `ModelFolder`
+    parts=None,  # `{name: …}` with a state to be saved besides the optimizer's, as `Checkpointer` takes them
+    beside=(),  # models that are only asked, such as a teacher: they count in the plan
+):  # dict: the last numbers of the run
+    """What all stages share: device, precision, optimiser, plan, checkpoints, the loop. Prints the
+    plan before step 0."""
     check_start(cfg)
     others_may_enter()
     init = getattr(cfg, "init", "")
@@ -480,24 +982,74 @@ def run_stage(cfg,           # a stage's config
     dtype = get_dtype(device, cfg.dtype)
     model.to(device)
     for part in model.modules():
-        if isinstance(part, Backbone): part.gradient_checkpointing = cfg.gradient_checkpointing
-    if cfg.compile: import_module("minimind.parallel").compile_layers(model)
-    print(format_plan(plan(model, batches, cfg, device, dtype, loss_fn, timed=dry_run, beside=beside)))
-    if dry_run and processes()[1] > 1: print(format_ranks(cfg, device))
-    if dry_run: return {}
+        if isinstance(part, Backbone):
+            part.gradient_checkpointing = cfg.gradient_checkpointing
+    if cfg.compile:
+        import_module("minimind.parallel").compile_layers(model)
+    print(
+        format_plan(plan(model, batches, cfg, device, dtype, loss_fn, timed=dry_run, beside=beside))
+    )
+    if dry_run and processes()[1] > 1:
+        print(format_ranks(cfg, device))
+    if dry_run:
+        return {}
     ways = share_work(model, cfg)
-    identity = {"steps_per_epoch": batches.steps_per_epoch, "tokenizer_fingerprint": tokenizer.fingerprint, "config": model.config.to_dict(), "computed_in": str(dtype), **getattr(batches, "identity", {})}
-    if model.config.num_experts: identity["balanced_over_rows"] = min(cfg.micro_batch_size, -(-cfg.batch_size//processes()[1]))
-    if init: identity["init_sha256"] = [file_sha256(f) for f in sorted(Path(init).glob("*.safetensors"))]
-    checkpointer = Checkpointer(folder or ModelFolder(model, tokenizer), {"optimizer": ways.optimizers, **(parts or {})}, cfg, identity, ways)
-    gather(None)                  # what a killed run has left is cleaned up before anybody reads
-    with ways.whole(): needed = checkpointer.room()
+    identity = {
+        "steps_per_epoch": batches.steps_per_epoch,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "config": model.config.to_dict(),
+        "computed_in": str(dtype),
+        **getattr(batches, "identity", {}),
+    }
+    if model.config.num_experts:
+        identity["balanced_over_rows"] = min(
+            cfg.micro_batch_size, -(-cfg.batch_size // processes()[1])
+        )
+    if init:
+        identity["init_sha256"] = [file_sha256(f) for f in sorted(Path(init).glob("*.safetensors"))]
+    checkpointer = Checkpointer(
+        folder or ModelFolder(model, tokenizer),
+        {"optimizer": ways.optimizers, **(parts or {})},
+        cfg,
+        identity,
+        ways,
+    )
+    # what a killed run has left is cleaned up before anybody reads
+    gather(None)
+    with ways.whole():
+        needed = checkpointer.room()
     free = shutil.disk_usage(checkpointer.run).free
-    if free < needed: print(f"warning: {cfg.out} has {free/2**20:,.0f} MiB of free disk, the checkpoints of this run need about {needed/2**20:,.0f}: make room, or keep fewer (--keep {cfg.keep})")
-    tracker = import_module("minimind.track").Trackers(cfg.track, cfg.out, checkpointer.settings, cfg.fresh, desc) if cfg.track and processes()[0] == 0 else None
-    try: numbers = fit(model, batches, loss_fn, ways.optimizers, cfg, dtype, checkpointer, evaluate and (lambda: evaluate(model)), desc, ways, tracker)
+    if free < needed:
+        print(
+            f"warning: {cfg.out} has {free / 2**20:,.0f} MiB of free disk, the checkpoints of this "
+            f"run need about {needed / 2**20:,.0f}: make room, or keep fewer "
+            f"(--keep {cfg.keep})"
+        )
+    tracker = (
+        import_module("minimind.track").Trackers(
+            cfg.track, cfg.out, checkpointer.settings, cfg.fresh, desc
+        )
+        if cfg.track and processes()[0] == 0
+        else None
+    )
+    try:
+        numbers = fit(
+            model,
+            batches,
+            loss_fn,
+            ways.optimizers,
+            cfg,
+            dtype,
+            checkpointer,
+            evaluate and (lambda: evaluate(model)),
+            desc,
+            ways,
+            tracker,
+        )
     except BaseException as e:
-        if tracker: tracker.finish(e)
+        if tracker:
+            tracker.finish(e)
         raise
-    if tracker: tracker.finish()
+    if tracker:
+        tracker.finish()
     return numbers

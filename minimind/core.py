@@ -13,119 +13,203 @@ from pathlib import Path
 import torch
 
 # %% ../nbs/00_core.ipynb #5258f907
-IGNORE = -100   # the label of a position that is not learned, PyTorch's own convention
-if os.environ.get("IN_TEST"): torch.set_num_threads(1)   # `nbdev_test` runs one notebook per core; more threads would only wait for each other
+# the label of a position that is not learned, PyTorch's own convention
+IGNORE = -100
+# `nbdev_test` runs one notebook per core; more threads would only wait for each other
+if os.environ.get("IN_TEST"):
+    torch.set_num_threads(1)
 
 # %% ../nbs/00_core.ipynb #dd58e5ff
 SIZES = ("ci", "full")
 
-def size():       # "ci" or "full"
-    "The size everything runs at, from the environment variable `MINIMIND_SIZE` (default `ci`). Raises `ValueError` for any other value."
+
+def size():  # "ci" or "full"
+    """The size everything runs at, from the environment variable `MINIMIND_SIZE` (default `ci`).
+    Raises `ValueError` for any other value."""
     s = os.environ.get("MINIMIND_SIZE", "ci")
-    if s not in SIZES: raise ValueError(f"MINIMIND_SIZE={s!r}: choose one of {', '.join(SIZES)}")
+    if s not in SIZES:
+        raise ValueError(f"MINIMIND_SIZE={s!r}: choose one of {', '.join(SIZES)}")
     return s
 
-def pick(ci,      # the value for two CPU cores and a minute
-         full,    # the value for a real run on a GPU
-        ):        # one of the two
+
+def pick(
+    ci,  # the value for two CPU cores and a minute
+    full,  # the value for a real run on a GPU
+):  # one of the two
     "Choose a value by `size()`; the only place where size changes what a chapter does."
     return ci if size() == "ci" else full
 
 # %% ../nbs/00_core.ipynb #3bfefb2c
-def get_device(name="auto",   # "auto" or anything `torch.device` takes: "cpu", "cuda:1", "mps"
-              ):              # `torch.device`
-    "The device to run on: with `auto`, CUDA before Apple's MPS before the CPU. Raises `ValueError` if the named device is not there."
-    here = {"cpu": 1, "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0, "mps": int(torch.backends.mps.is_available())}
-    if name == "auto": name = next(k for k in ("cuda", "mps", "cpu") if here[k])
-    try: device = torch.device(name)
-    except RuntimeError as e: raise ValueError(f"device {name!r} is unknown to torch; use auto, cpu, cuda, cuda:N or mps") from e
-    if device.type == "cuda" and device.index is None: device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    if device.type == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1 and device.index != int(os.environ["LOCAL_RANK"]):
-        raise ValueError(f"device {name!r}: torchrun has started {os.environ['LOCAL_WORLD_SIZE']} processes here, and each needs a GPU of its own; use --device cuda")
+def get_device(
+    name="auto",  # "auto" or anything `torch.device` takes: "cpu", "cuda:1", "mps"
+):  # `torch.device`
+    """The device to run on: with `auto`, CUDA before Apple's MPS before the CPU. Raises
+    `ValueError` if the named device is not there."""
+    here = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if name == "auto":
+        name = next(k for k in ("cuda", "mps", "cpu") if here[k])
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise ValueError(
+            f"device {name!r} is unknown to torch; use auto, cpu, cuda, cuda:N or mps"
+        ) from e
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if (
+        device.type == "cuda"
+        and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1
+        and device.index != int(os.environ["LOCAL_RANK"])
+    ):
+        raise ValueError(
+            f"device {name!r}: torchrun has started {os.environ['LOCAL_WORLD_SIZE']} "
+            "processes here, and each needs a GPU of its own; use --device cuda"
+        )
     if (device.index or 0) >= here.get(device.type, 1 << 10):
-        raise ValueError(f"device {str(device)!r} is not available here, where torch finds " + ", ".join(f"{k} × {n}" if k == "cuda" else k for k, n in here.items() if n) + "; use --device auto")
+        raise ValueError(
+            f"device {str(device)!r} is not available here, where torch finds "
+            + ", ".join(f"{k} × {n}" if k == "cuda" else k for k, n in here.items() if n)
+            + "; use --device auto"
+        )
     return device
 
 # %% ../nbs/00_core.ipynb #997ed52e
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-def get_dtype(device,         # `torch.device` the model runs on
-              name="auto",    # "auto", "float32" or "bfloat16"
-             ):               # `torch.dtype` for the matrix products; the weights stay float32
-    "The compute precision: with `auto`, bfloat16 where the hardware multiplies it natively, else float32. Raises `ValueError` for other names."
+
+def get_dtype(
+    device,  # `torch.device` the model runs on
+    name="auto",  # "auto", "float32" or "bfloat16"
+):  # `torch.dtype` for the matrix products; the weights stay float32
+    """The compute precision: with `auto`, bfloat16 where the hardware multiplies it natively, else
+    float32. Raises `ValueError` for other names."""
     if name == "auto":
         native = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
         return torch.bfloat16 if native else torch.float32
-    if name not in DTYPES: raise ValueError(f"dtype {name!r}: choose auto or one of {', '.join(DTYPES)}")
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r}: choose auto or one of {', '.join(DTYPES)}")
     return DTYPES[name]
 
 # %% ../nbs/00_core.ipynb #15915f5b
-def precision(device,         # `torch.device` the model runs on
-              dtype,          # from `get_dtype`
-             ):               # a context manager
-    "The block inside which matrix products are made in `dtype` (autocast); for float32 it does nothing."
+def precision(
+    device,  # `torch.device` the model runs on
+    dtype,  # from `get_dtype`
+):  # a context manager
+    """The block inside which matrix products are made in `dtype` (autocast); for float32 it does
+    nothing."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
-def compute_dtype(x):         # a tensor
-    "The dtype of a matrix product with `x` here: what a surrounding `precision` asks for, else that of `x`. For code that PyTorch can't look into."
+
+def compute_dtype(x):  # a tensor
+    """The dtype of a matrix product with `x` here: what a surrounding `precision` asks for, else
+    that of `x`. For code that PyTorch can't look into."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 # %% ../nbs/00_core.ipynb #cf02e7ee
-def seed_everything(seed,     # any integer
-                   ):
+def seed_everything(
+    seed,  # any integer
+):
     "Seed Python's and torch's generators (torch seeds every device)."
-    random.seed(seed); torch.manual_seed(seed)
+    random.seed(seed)
+    torch.manual_seed(seed)
 
 # %% ../nbs/00_core.ipynb #88b3d598
-def data_dir():               # `Path` of the folder with the shipped samples
-    "Find `data_samples/`: `$MINIMIND_DATA`, else the working folder and its parents, else beside the package. Raises `FileNotFoundError`."
+def data_dir():  # `Path` of the folder with the shipped samples
+    """Find `data_samples/`: `$MINIMIND_DATA`, else the working folder and its parents, else beside
+    the package. Raises `FileNotFoundError`."""
     given = os.environ.get("MINIMIND_DATA")
-    package = Path(globals().get("__file__", "core.py")).resolve().parent      # a notebook has no `__file__`
-    places = [Path(given)] if given else [p/"data_samples" for p in (Path.cwd(), *Path.cwd().parents, package.parent)]
+    # a notebook has no `__file__`
+    package = Path(globals().get("__file__", "core.py")).resolve().parent
+    places = (
+        [Path(given)]
+        if given
+        else [p / "data_samples" for p in (Path.cwd(), *Path.cwd().parents, package.parent)]
+    )
     for p in places:
-        if (p/"MANIFEST.json").exists(): return p
-    if given: raise FileNotFoundError(f"MINIMIND_DATA={given}: this folder has no MANIFEST.json; set it to the data_samples folder of a clone")
-    raise FileNotFoundError(f"no data_samples/MANIFEST.json in {Path.cwd()} or above; run from a clone of the repository or set MINIMIND_DATA to its data_samples folder")
+        if (p / "MANIFEST.json").exists():
+            return p
+    if given:
+        raise FileNotFoundError(
+            f"MINIMIND_DATA={given}: this folder has no MANIFEST.json; set it to the "
+            "data_samples folder of a clone"
+        )
+    raise FileNotFoundError(
+        f"no data_samples/MANIFEST.json in {Path.cwd()} or above; run from a clone of the "
+        "repository or set MINIMIND_DATA to its data_samples folder"
+    )
 
-def sample(name,              # file name, e.g. "pretrain_en.jsonl"
-          ):                  # its `Path`
+
+def sample(
+    name,  # file name, e.g. "pretrain_en.jsonl"
+):  # its `Path`
     "Path of one shipped sample. Raises `FileNotFoundError` naming what there is."
-    p = data_dir()/name
-    if not p.exists(): raise FileNotFoundError(f"{p} is not there; data_samples has: {', '.join(sorted(f.name for f in data_dir().glob('*.jsonl')))}")
+    p = data_dir() / name
+    if not p.exists():
+        raise FileNotFoundError(
+            f"{p} is not there; data_samples has: "
+            f"{', '.join(sorted(f.name for f in data_dir().glob('*.jsonl')))}"
+        )
     return p
 
 # %% ../nbs/00_core.ipynb #09043528
-def sync_file(path):          # a file or a folder
+def sync_file(path):  # a file or a folder
     "Wait until the system has put a file, or a folder's list of names, on the disk."
-    if os.name == "nt" and Path(path).is_dir(): return     # Windows can't open a folder
+    # Windows can't open a folder
+    if os.name == "nt" and Path(path).is_dir():
+        return
     fd = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try: os.fsync(fd)
+    try:
+        os.fsync(fd)
     except OSError as e:
-        if e.errno not in (errno.EINVAL, errno.ENOTSUP) or not Path(path).is_dir(): raise      # some network mounts can't sync a folder
-    finally: os.close(fd)
+        # some network mounts can't sync a folder
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP) or not Path(path).is_dir():
+            raise
+    finally:
+        os.close(fd)
+
 
 @contextmanager
-def atomic_path(path):        # the file to make or replace; its folder is made if need be
-    "A temporary path beside `path`, to be written to: it takes the place of `path` at the end, whole, or not at all. Raises `OSError`."
+def atomic_path(path):  # the file to make or replace; its folder is made if need be
+    """A temporary path beside `path`, to be written to: it takes the place of `path` at the end,
+    whole, or not at all. Raises `OSError`."""
     path = Path(path)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield tmp
-        sync_file(tmp); os.replace(tmp, path); sync_file(path.parent)
-    except OSError as e: raise OSError(e.errno or errno.EIO, f"could not write {path}: {e.strerror or e}; what was there before is unchanged") from None
-    finally: tmp.unlink(missing_ok=True)
+        sync_file(tmp)
+        os.replace(tmp, path)
+        sync_file(path.parent)
+    except OSError as e:
+        raise OSError(
+            e.errno or errno.EIO,
+            f"could not write {path}: {e.strerror or e}; what was there before is unchanged",
+        ) from None
+    finally:
+        tmp.unlink(missing_ok=True)
+
 
 def write_text(path, text):
     "Save text as UTF-8, atomically. Raises `OSError`."
-    with atomic_path(path) as tmp: tmp.write_bytes(text.encode())       # as bytes: the same file on every system
+    # as bytes: the same file on every system
+    with atomic_path(path) as tmp:
+        tmp.write_bytes(text.encode())
+
 
 def write_json(path, value, indent=2):
     "Save a JSON value, atomically. Raises `OSError`."
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
+
 def read_json(path):
-    "The JSON value of a file. Raises `FileNotFoundError`, or `ValueError` naming the file if it is damaged."
-    try: return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as e: raise ValueError(f"{path} is damaged: {e}") from None
+    """The JSON value of a file. Raises `FileNotFoundError`, or `ValueError` naming the file if it
+    is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ValueError(f"{path} is damaged: {e}") from None

@@ -22,22 +22,36 @@ from .chat import CHAT_TEMPLATE, encode_chat, parse_conversation
 # %% ../nbs/03_data.ipynb #cd4954de
 class BadLine(ValueError):
     "A line that can't be used: `file:line: reason`."
-    def __init__(self, path, line, reason): super().__init__(f"{path}:{line}: {str(reason)[:400]}")
+
+    def __init__(self, path, line, reason):
+        super().__init__(f"{path}:{line}: {str(reason)[:400]}")
+
 
 def _kind(reason):
-    "A reason without its particulars, to count by: `message 3: unknown role 'x'` is an `unknown role`."
+    """A reason without its particulars, to count by: `message 3: unknown role 'x'` is an `unknown
+    role`."""
     return re.split(r"[:,'(]", re.sub(r"^message \d+:? ", "", str(reason)))[0].strip()[:60]
 
+
 class JsonlReader:
-    "Iterate over `(line number, object)` of a jsonl file in bounded memory; a bad line raises `BadLine`, or is counted in `skipped`."
-    def __init__(self,
-                 path,                     # the file
-                 check=None,               # called with each object; raises `ValueError` if it is not usable; its result is yielded
-                 on_bad_line="stop",       # "stop" raises `BadLine`, "skip" counts the reason and goes on
-                 max_line_bytes=4 << 20,   # a longer line is bad: it is skipped without being held in memory
-                ):
-        if on_bad_line not in ("stop", "skip"): raise ValueError(f"on_bad_line={on_bad_line!r}: choose stop or skip")
-        self.path, self.check, self.on_bad_line, self.max_line_bytes = Path(path), check, on_bad_line, max_line_bytes
+    """Iterate over `(line number, object)` of a jsonl file in bounded memory; a bad line raises
+    `BadLine`, or is counted in `skipped`."""
+
+    def __init__(
+        self,
+        path,  # the file
+        check=None,  # called with each object; raises `ValueError` if it is not usable; its result is yielded
+        on_bad_line="stop",  # "stop" raises `BadLine`, "skip" counts the reason and goes on
+        max_line_bytes=4 << 20,  # a longer line is bad: it is skipped without being held in memory
+    ):
+        if on_bad_line not in ("stop", "skip"):
+            raise ValueError(f"on_bad_line={on_bad_line!r}: choose stop or skip")
+        self.path, self.check, self.on_bad_line, self.max_line_bytes = (
+            Path(path),
+            check,
+            on_bad_line,
+            max_line_bytes,
+        )
         self.skipped, self.bytes_read = Counter(), 0
 
     def __iter__(self):
@@ -45,88 +59,144 @@ class JsonlReader:
         with open(self.path, "rb") as f:
             _check_encoding(self.path, f.peek(4))
             for number, raw in enumerate(iter(lambda: f.readline(self.max_line_bytes + 1), b""), 1):
-                if not raw.strip() and not f.peek(1): break          # an empty line at the end is no row
-                try: value = self._parse(raw, f)
-                except ValueError as e: self._refuse(number, e)
-                else: yield number, value
+                # an empty line at the end is no row
+                if not raw.strip() and not f.peek(1):
+                    break
+                try:
+                    value = self._parse(raw, f)
+                except ValueError as e:
+                    self._refuse(number, e)
+                else:
+                    yield number, value
                 self.bytes_read = f.tell()
 
     def _refuse(self, number, reason):
-        if self.on_bad_line == "stop": raise BadLine(self.path, number, reason) from None
+        if self.on_bad_line == "stop":
+            raise BadLine(self.path, number, reason) from None
         self.skipped[_kind(reason)] += 1
 
     def _parse(self, raw, f):
         if len(raw) > self.max_line_bytes and not raw.endswith(b"\n"):
             size = len(raw)
-            while (rest := f.readline(1 << 16)):
+            while rest := f.readline(1 << 16):
                 size += len(rest)
-                if rest.endswith(b"\n"): break
-            raise ValueError(f"line too long: {size:,} bytes, the limit is {self.max_line_bytes:,} (raise max_line_bytes)")
+                if rest.endswith(b"\n"):
+                    break
+            raise ValueError(
+                f"line too long: {size:,} bytes, the limit is {self.max_line_bytes:,} (raise "
+                "max_line_bytes)"
+            )
         text = _utf8(raw, f.tell() == len(raw))
-        if not text.strip(): raise ValueError("empty line")
+        if not text.strip():
+            raise ValueError("empty line")
         try:
             row = _object(text)
             return self.check(row) if self.check else row
-        except RecursionError: raise ValueError("nested too deep: more brackets within brackets than Python follows") from None
+        except RecursionError:
+            raise ValueError(
+                "nested too deep: more brackets within brackets than Python follows"
+            ) from None
 
-_NOT_TEXT = {b"\xff\xfe": "UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`", b"\xfe\xff": "UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`",
-             b"\x1f\x8b": "compressed by gzip; unpack it first", b"PK\x03\x04": "a zip file; unpack it first", b"%PDF": "a PDF; take out its text first"}
+
+_NOT_TEXT = {
+    b"\xff\xfe": "UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`",
+    b"\xfe\xff": "UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`",
+    b"\x1f\x8b": "compressed by gzip; unpack it first",
+    b"PK\x03\x04": "a zip file; unpack it first",
+    b"%PDF": "a PDF; take out its text first",
+}
+
 
 def _check_encoding(path, head):
-    "Raise `ValueError` for a file that is no UTF-8 text at all. To skip its bad lines would leave nothing, or nonsense."
+    """Raise `ValueError` for a file that is no UTF-8 text at all. To skip its bad lines would leave
+    nothing, or nonsense."""
     for mark, what in _NOT_TEXT.items():
-        if head.startswith(mark): raise ValueError(f"{path} is {what}")
+        if head.startswith(mark):
+            raise ValueError(f"{path} is {what}")
+
 
 def _utf8(raw, first):
     "Decode a line, or say which byte is wrong. A byte order mark may open a file."
-    try: return raw.decode("utf-8-sig" if first else "utf-8")
-    except UnicodeDecodeError as e: raise ValueError(f"invalid UTF-8: byte 0x{raw[e.start]:02x} at column {e.start + 1}") from None
+    try:
+        return raw.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError as e:
+        raise ValueError(
+            f"invalid UTF-8: byte 0x{raw[e.start]:02x} at column {e.start + 1}"
+        ) from None
+
 
 def _object(text):
     "A JSON object, or what is wrong with it."
-    try: row = json.loads(text)
-    except json.JSONDecodeError as e: raise ValueError(f"broken JSON: {e.msg.removesuffix(' at')}, column {e.pos + 1}") from None
-    except ValueError as e: raise ValueError(f"broken JSON: {e}") from None      # a number of thousands of digits
-    if not isinstance(row, dict): raise ValueError(f"not an object: {type(row).__name__}, wanted a JSON object in braces")
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as e:
+        raise ValueError(f"broken JSON: {e.msg.removesuffix(' at')}, column {e.pos + 1}") from None
+    # a number of thousands of digits
+    except ValueError as e:
+        raise ValueError(f"broken JSON: {e}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"not an object: {type(row).__name__}, wanted a JSON object in braces")
     return row
 
 # %% ../nbs/03_data.ipynb #5b286229
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
-def clean_text(text):   # any string
-    "Normalise what no model should have to learn: line ends, control characters, Unicode form (NFC), trailing blanks, runs of empty lines."
+
+def clean_text(text):  # any string
+    """Normalise what no model should have to learn: line ends, control characters, Unicode form
+    (NFC), trailing blanks, runs of empty lines."""
     text = _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
-    text = unicodedata.normalize("NFC", text)            # after that: a control character may stand between a letter and its accent
+    # after that: a control character may stand between a letter and its accent
+    text = unicodedata.normalize("NFC", text)
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", text)).strip()
+
 
 def check_unicode(text):
     "Raise `ValueError` for half a surrogate pair, which JSON allows and UTF-8 cannot hold."
-    try: text.encode("utf-8")
-    except UnicodeEncodeError as e: raise ValueError(f"lone surrogate: {text[e.start]!r} at character {e.start + 1} is half a character") from None
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise ValueError(
+            f"lone surrogate: {text[e.start]!r} at character {e.start + 1} is half a character"
+        ) from None
 
-def text_row(row):      # `{"text": "..."}`
+
+def text_row(row):  # `{"text": "..."}`
     "The cleaned text of a pretraining row. Raises `ValueError` naming what is wrong with it."
-    if "text" not in row: raise ValueError(f"no text field: the row has {', '.join(map(repr, row))[:200] or 'no fields'}")
-    if not isinstance(row["text"], str): raise ValueError(f"text is not a string: it is {type(row['text']).__name__}")
+    if "text" not in row:
+        raise ValueError(
+            f"no text field: the row has {', '.join(map(repr, row))[:200] or 'no fields'}"
+        )
+    if not isinstance(row["text"], str):
+        raise ValueError(f"text is not a string: it is {type(row['text']).__name__}")
     check_unicode(row["text"])
     text = clean_text(row["text"])
-    if not text: raise ValueError("empty text")
+    if not text:
+        raise ValueError("empty text")
     return text
 
 # %% ../nbs/03_data.ipynb #25810d69
 class TextReader(JsonlReader):
-    "Iterate over `(line number, text)` of a plain text file: paragraphs are gathered into documents of about `document_chars`."
+    """Iterate over `(line number, text)` of a plain text file: paragraphs are gathered into
+    documents of about `document_chars`."""
+
     document_chars, block_bytes = 2000, 1 << 16
 
     def __iter__(self):
         lines, start, size = [], 1, 0
         for number, line in self._lines():
-            if not lines: start = number
-            lines.append(line); size += len(line)
-            if size >= self.document_chars and (not line.strip() or size >= 2*self.document_chars):
-                if text := clean_text("".join(lines)): yield start, text
+            if not lines:
+                start = number
+            lines.append(line)
+            size += len(line)
+            if size >= self.document_chars and (
+                not line.strip() or size >= 2 * self.document_chars
+            ):
+                if text := clean_text("".join(lines)):
+                    yield start, text
                 lines, size = [], 0
-        if text := clean_text("".join(lines)): yield start, text
+        if text := clean_text("".join(lines)):
+            yield start, text
 
     def _lines(self):
         self.skipped, self.bytes_read, number = Counter(), 0, 1
@@ -134,37 +204,50 @@ class TextReader(JsonlReader):
             _check_encoding(self.path, f.peek(4))
             while raw := f.readline(self.block_bytes):
                 for _ in range(3 if raw[-1] >= 0x80 else 0):
-                    if 0x80 <= f.peek(1)[:1].ljust(1)[0] < 0xC0: raw += f.read(1)
-                try: line = _utf8(raw, f.tell() == len(raw))
-                except ValueError as e: self._refuse(number, e)
-                else: yield number, line
+                    if 0x80 <= f.peek(1)[:1].ljust(1)[0] < 0xC0:
+                        raw += f.read(1)
+                try:
+                    line = _utf8(raw, f.tell() == len(raw))
+                except ValueError as e:
+                    self._refuse(number, e)
+                else:
+                    yield number, line
                 self.bytes_read, number = f.tell(), number + raw.endswith(b"\n")
 
-def is_jsonl(path): return Path(path).suffix.lower() in (".jsonl", ".json", ".ndjson")
 
-def open_texts(path, **kw):   # a .jsonl file of `{"text": …}` rows, or a plain text file
+def is_jsonl(path):
+    return Path(path).suffix.lower() in (".jsonl", ".json", ".ndjson")
+
+
+def open_texts(path, **kw):  # a .jsonl file of `{"text": …}` rows, or a plain text file
     "The reader for a file of pretraining text, by its extension. Raises `FileNotFoundError`."
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such file")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     return JsonlReader(path, check=text_row, **kw) if is_jsonl(path) else TextReader(path, **kw)
 
 # %% ../nbs/03_data.ipynb #33f905eb
-def in_heldout(text,         # a document
-               one_in=50,    # this share goes to the held-out side
-              ):             # bool
-    "Whether a document belongs to the held-out split: decided by its own sha256, so it never depends on order or on other documents."
+def in_heldout(
+    text,  # a document
+    one_in=50,  # this share goes to the held-out side
+):  # bool
+    """Whether a document belongs to the held-out split: decided by its own sha256, so it never
+    depends on order or on other documents."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % one_in == 0
 
 # %% ../nbs/03_data.ipynb #78eb5876
 class _Seen:
     "A set of 64-bit fingerprints at about eight bytes each."
-    def __init__(self): self.old, self.new = np.empty(0, np.uint64), set()
 
-    def add(self, text):     # bool: was it new?
+    def __init__(self):
+        self.old, self.new = np.empty(0, np.uint64), set()
+
+    def add(self, text):  # bool: was it new?
         h = np.uint64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big"))
         i = self.old.searchsorted(h)
-        if h in self.new or i < len(self.old) and self.old[i] == h: return False
+        if h in self.new or i < len(self.old) and self.old[i] == h:
+            return False
         self.new.add(h)
-        if len(self.new) >= max(1 << 14, len(self.old)//16):
+        if len(self.new) >= max(1 << 14, len(self.old) // 16):
             self.old = np.concatenate([self.old, np.fromiter(self.new, np.uint64, len(self.new))])
             self.old.sort()
             self.new = set()
@@ -177,113 +260,197 @@ def chat_row(row):
     check_unicode(json.dumps([messages, tools], ensure_ascii=False))
     return messages, tools
 
+
 def _chat_document(row, tokenizer):
     "`(text to tell it by, ids, mask)` of a chat row."
     messages, tools = chat_row(row)
     ids, mask = encode_chat(tokenizer, messages, tools)
-    if not any(mask[1:]): raise ValueError("nothing to learn: no token of the assistant's")
+    if not any(mask[1:]):
+        raise ValueError("nothing to learn: no token of the assistant's")
     return json.dumps([messages, tools], ensure_ascii=False, sort_keys=True), ids, mask
+
 
 def _batched(items, max_items=256, max_chars=1 << 18):
     "Lists of `(…, text)`, cut by count and by characters, so that one batch is never large."
     batch, chars = [], 0
     for item in items:
-        batch.append(item); chars += len(item[-1])
-        if len(batch) >= max_items or chars >= max_chars: yield batch; batch, chars = [], 0
-    if batch: yield batch
+        batch.append(item)
+        chars += len(item[-1])
+        if len(batch) >= max_items or chars >= max_chars:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
 
 # %% ../nbs/03_data.ipynb #3d617eae
-def text_start(tokenizer):   # `Tokenizer`
-    "The token that a text begins with, in training and whenever it is read later: bos; in tokenizers that have none `<|endoftext|>`, else eos. Raises `ValueError` if there is none of them."
+def text_start(tokenizer):  # `Tokenizer`
+    """The token that a text begins with, in training and whenever it is read later: bos; in
+    tokenizers that have none `<|endoftext|>`, else eos. Raises `ValueError` if there is none of
+    them."""
     ids = tokenizer.bos_id, tokenizer.token_to_id("<|endoftext|>"), tokenizer.eos_id
-    if ids == (None, None, None): raise ValueError("the tokenizer names neither bos nor eos; a text needs a token to begin with")
+    if ids == (None, None, None):
+        raise ValueError(
+            "the tokenizer names neither bos nor eos; a text needs a token to begin with"
+        )
     return next(i for i in ids if i is not None)
 
-def _text_documents(reader, tokenizer, keep):     # yields `(line, bytes of text, ids, mask)`; mask None: all is learned
+
+def _text_documents(
+    reader, tokenizer, keep
+):  # yields `(line, bytes of text, ids, mask)`; mask None: all is learned
     "Texts that `keep` wants, encoded in batches."
-    if tokenizer.eos_id is None: raise ValueError("the tokenizer names no eos token; a document needs one at its end")
+    if tokenizer.eos_id is None:
+        raise ValueError("the tokenizer names no eos token; a document needs one at its end")
     for batch in _batched((line, text) for line, text in reader if keep(text)):
         for (line, text), ids in zip(batch, tokenizer.encode_batch([text for _, text in batch])):
             yield line, len(text.encode()), [text_start(tokenizer), *ids, tokenizer.eos_id], None
 
+
 def _chat_documents(reader, tokenizer, keep):
-    "The same for chats, which the reader's check has encoded already, so that what can't be encoded is reported with its line."
+    """The same for chats, which the reader's check has encoded already, so that what can't be
+    encoded is reported with its line."""
     for line, (text, ids, mask) in reader:
-        if keep(text): yield line, len(text.encode()), ids, mask
+        if keep(text):
+            yield line, len(text.encode()), ids, mask
 
 # %% ../nbs/03_data.ipynb #14b38409
 class _Writer:
     "Appends documents to the files of a store."
-    def __init__(self, folder, dtype, stack):     # `stack`: an `ExitStack` that closes the files
+
+    def __init__(self, folder, dtype, stack):  # `stack`: an `ExitStack` that closes the files
         self.dtype, self.totals = dtype, dict(documents=0, tokens=0, labels=0, bytes=0)
-        self.files = {name: stack.enter_context(open(folder/f"{name}.bin", "wb")) for name in ("tokens", "mask", "offsets", "first", "where")}
+        self.files = {
+            name: stack.enter_context(open(folder / f"{name}.bin", "wb"))
+            for name in ("tokens", "mask", "offsets", "first", "where")
+        }
         self.files["offsets"].write(np.int64(0).tobytes())
-        self.digest = hashlib.sha256()               # of what is learned, so that a resumed run can tell whether its data are the same
+        # of what is learned, so that a resumed run can tell whether its data are the same
+        self.digest = hashlib.sha256()
 
     def add(self, source, line, size, ids, mask):
         t, f = self.totals, self.files
-        t["documents"] += 1; t["tokens"] += len(ids); t["bytes"] += size
+        t["documents"] += 1
+        t["tokens"] += len(ids)
+        t["bytes"] += size
         t["labels"] += len(ids) - 1 if mask is None else sum(mask[1:])
         tokens, learned = np.array(ids, self.dtype).tobytes(), b"" if mask is None else bytes(mask)
         f["tokens"].write(tokens), f["mask"].write(learned)
-        for part in (len(ids).to_bytes(8, "big"), tokens, learned): self.digest.update(part)
+        for part in (len(ids).to_bytes(8, "big"), tokens, learned):
+            self.digest.update(part)
         f["offsets"].write(np.int64(t["tokens"]).tobytes())
         f["first"].write(np.int64(1 if mask is None else mask.index(1, 1)).tobytes())
         f["where"].write(np.array([source, line], np.int64).tobytes())
 
     def sync(self):
-        for f in self.files.values(): f.flush(); os.fsync(f.fileno())
+        for f in self.files.values():
+            f.flush()
+            os.fsync(f.fileno())
+
 
 def _write_store(paths, tokenizer, folder, kind, split, dedup, dtype, progress, **reader_args):
     seen, skipped, elsewhere = _Seen(), Counter(), 0
+
     def keep(text):
         nonlocal elsewhere
-        if dedup and not seen.add(f"{reading} {text}"): skipped["duplicate"] += 1; return False
-        if split and in_heldout(text) != (split == "heldout"): elsewhere += 1; return False
+        if dedup and not seen.add(f"{reading} {text}"):
+            skipped["duplicate"] += 1
+            return False
+        if split and in_heldout(text) != (split == "heldout"):
+            elsewhere += 1
+            return False
         return True
+
     with ExitStack() as stack:
         writer = _Writer(folder, dtype, stack)
-        bar = stack.enter_context(tqdm(total=sum(p.stat().st_size for p in paths), unit="B", unit_scale=True, desc="tokenising", disable=not progress, leave=False))
+        bar = stack.enter_context(
+            tqdm(
+                total=sum(p.stat().st_size for p in paths),
+                unit="B",
+                unit_scale=True,
+                desc="tokenising",
+                disable=not progress,
+                leave=False,
+            )
+        )
         for source, path in enumerate(paths):
-            reading = paths[:source].count(path)        # a file that is named again is meant to count again
-            if kind == "pretrain": reader, documents = open_texts(path, **reader_args), _text_documents
-            else: reader, documents = JsonlReader(path, check=partial(_chat_document, tokenizer=tokenizer), **reader_args), _chat_documents
+            # a file that is named again is meant to count again
+            reading = paths[:source].count(path)
+            if kind == "pretrain":
+                reader, documents = open_texts(path, **reader_args), _text_documents
+            else:
+                reader, documents = (
+                    JsonlReader(
+                        path, check=partial(_chat_document, tokenizer=tokenizer), **reader_args
+                    ),
+                    _chat_documents,
+                )
             done = 0
             for document in documents(reader, tokenizer, keep):
                 writer.add(source, *document)
-                bar.update(reader.bytes_read - done); done = reader.bytes_read
+                bar.update(reader.bytes_read - done)
+                done = reader.bytes_read
             skipped += reader.skipped
         writer.sync()
-    return dict(kind=kind, dtype=np.dtype(dtype).name, **writer.totals, sha256=writer.digest.hexdigest(), skipped=dict(skipped), other_split=elsewhere, sources=[{"path": str(p)} for p in paths])
+    return dict(
+        kind=kind,
+        dtype=np.dtype(dtype).name,
+        **writer.totals,
+        sha256=writer.digest.hexdigest(),
+        skipped=dict(skipped),
+        other_split=elsewhere,
+        sources=[{"path": str(p)} for p in paths],
+    )
 
 # %% ../nbs/03_data.ipynb #862527bc
 class TokenStore:
-    "Documents as token ids in memory-mapped files: `store[i]` is `(ids, mask)`, mask None where everything is learned."
-    def __init__(self, path):     # folder made by `build_store`
+    """Documents as token ids in memory-mapped files: `store[i]` is `(ids, mask)`, mask None where
+    everything is learned."""
+
+    def __init__(self, path):  # folder made by `build_store`
         self.path = Path(path)
-        if not (self.path/"meta.json").exists(): raise FileNotFoundError(f"{path} is not a token store (no meta.json): make it with build_store")
-        self.meta = json.loads((self.path/"meta.json").read_text(encoding="utf-8"))
-        want, have = self.meta["tokens"]*np.dtype(self.meta["dtype"]).itemsize, (self.path/"tokens.bin").stat().st_size
-        if want != have: raise ValueError(f"{path} is damaged: tokens.bin has {have:,} bytes, not {want:,}; delete the folder and build it again")
-        self.offsets = self._map("offsets", np.int64)       # tokens before each document, and in all
+        if not (self.path / "meta.json").exists():
+            raise FileNotFoundError(
+                f"{path} is not a token store (no meta.json): make it with build_store"
+            )
+        self.meta = json.loads((self.path / "meta.json").read_text(encoding="utf-8"))
+        want, have = (
+            self.meta["tokens"] * np.dtype(self.meta["dtype"]).itemsize,
+            (self.path / "tokens.bin").stat().st_size,
+        )
+        if want != have:
+            raise ValueError(
+                f"{path} is damaged: tokens.bin has {have:,} bytes, not {want:,}; delete the "
+                "folder and build it again"
+            )
+        # tokens before each document, and in all
+        self.offsets = self._map("offsets", np.int64)
 
-    def _map(self, name, dtype): return np.memmap(self.path/f"{name}.bin", dtype=dtype, mode="r")
+    def _map(self, name, dtype):
+        return np.memmap(self.path / f"{name}.bin", dtype=dtype, mode="r")
 
     @property
-    def tokens(self): return self._map("tokens", self.meta["dtype"])
-    @property
-    def mask(self): return self._map("mask", np.uint8) if self.meta["kind"] == "sft" else None
-    @property
-    def first(self): return self._map("first", np.int64)   # position of each document's first labelled token
+    def tokens(self):
+        return self._map("tokens", self.meta["dtype"])
 
-    def __len__(self): return self.meta["documents"]
+    @property
+    def mask(self):
+        return self._map("mask", np.uint8) if self.meta["kind"] == "sft" else None
+
+    @property
+    def first(self):
+        # position of each document's first labelled token
+        return self._map("first", np.int64)
+
+    def __len__(self):
+        return self.meta["documents"]
 
     def __getitem__(self, i):
         i = range(len(self))[i]
         s, mask = slice(self.offsets[i], self.offsets[i + 1]), self.mask
-        return self.tokens[s].astype(np.int64), None if mask is None else np.array(mask[s])    # uint16 can't hold a label of -100
+        # uint16 can't hold a label of -100
+        return self.tokens[s].astype(np.int64), None if mask is None else np.array(mask[s])
 
-    def where(self, i):          # document number
+    def where(self, i):  # document number
         "The `file:line` a document came from."
         source, line = self._map("where", np.int64).reshape(-1, 2)[i]
         return f"{self.meta['sources'][source]['path']}:{line}"
@@ -291,55 +458,99 @@ class TokenStore:
 # %% ../nbs/03_data.ipynb #feb53634
 def _made_with(out, key):
     "Does a whole store with this key lie in `out`?"
-    try: return TokenStore(out).meta["key"] == key
-    except (FileNotFoundError, ValueError, KeyError): return False
+    try:
+        return TokenStore(out).meta["key"] == key
+    except (FileNotFoundError, ValueError, KeyError):
+        return False
+
 
 def leftovers(out):
-    "Temporary folders `.NAME.….tmp` beside `out`, of builds that were killed: nobody has written to them for ten minutes."
+    """Temporary folders `.NAME.….tmp` beside `out`, of builds that were killed: nobody has written
+    to them for ten minutes."""
     for folder in out.parent.glob(f".{out.name}.*.tmp"):
-        if time.time() - max(f.stat().st_mtime for f in [folder, *folder.iterdir()]) > 600: yield folder
+        if time.time() - max(f.stat().st_mtime for f in [folder, *folder.iterdir()]) > 600:
+            yield folder
 
-def build_store(paths,                  # files: jsonl, or plain text for `kind="pretrain"`; one named twice has twice the weight
-                tokenizer,              # `Tokenizer`
-                out,                    # folder to make; used again as it is when nothing has changed
-                kind="pretrain",        # "pretrain" (`text` rows) or "sft" (chats, with a loss mask)
-                split=None,             # None: every document; "train" / "heldout": one side of `in_heldout`
-                dedup=True,             # drop documents that were seen before, exactly
-                on_bad_line="stop",     # "stop" or "skip"
-                max_line_bytes=4 << 20, # longest jsonl line that is accepted
-                progress=True,          # show a progress bar
-               ):                       # `TokenStore`
-    "Tokenise files once into a memory-mapped store, streaming, in flat memory. Raises `BadLine`, `FileNotFoundError`, `ValueError` if nothing is left."
-    if kind not in ("pretrain", "sft"): raise ValueError(f"kind={kind!r}: choose pretrain or sft")
-    if split not in (None, "train", "heldout"): raise ValueError(f"split={split!r}: choose train, heldout or None")
+
+def build_store(
+    paths,  # files: jsonl, or plain text for `kind="pretrain"`; one named twice has twice the weight
+    tokenizer,  # `Tokenizer`
+    out,  # folder to make; used again as it is when nothing has changed
+    kind="pretrain",  # "pretrain" (`text` rows) or "sft" (chats, with a loss mask)
+    split=None,  # None: every document; "train" / "heldout": one side of `in_heldout`
+    dedup=True,  # drop documents that were seen before, exactly
+    on_bad_line="stop",  # "stop" or "skip"
+    max_line_bytes=4 << 20,  # longest jsonl line that is accepted
+    progress=True,  # show a progress bar
+):  # `TokenStore`
+    """Tokenise files once into a memory-mapped store, streaming, in flat memory. Raises `BadLine`,
+    `FileNotFoundError`, `ValueError` if nothing is left."""
+    if kind not in ("pretrain", "sft"):
+        raise ValueError(f"kind={kind!r}: choose pretrain or sft")
+    if split not in (None, "train", "heldout"):
+        raise ValueError(f"split={split!r}: choose train, heldout or None")
     out, paths = Path(out), [Path(p) for p in paths]
     for p in paths:
-        if not p.is_file(): raise FileNotFoundError(f"{p}: no such file")
-    key = dict(version=3, kind=kind, split=split, dedup=dedup, on_bad_line=on_bad_line, max_line_bytes=max_line_bytes, tokenizer=tokenizer.fingerprint,
-               ends=[tokenizer.bos_id, tokenizer.eos_id], template=(tokenizer.chat_template or CHAT_TEMPLATE) if kind == "sft" else None,
-               files=[[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths])
-    if _made_with(out, key): return TokenStore(out)
-    if out.exists() and not (out/"meta.json").exists() and any(out.iterdir()): raise ValueError(f"{out} holds other files; a token store needs a folder of its own")
-    for folder in leftovers(out): shutil.rmtree(folder, ignore_errors=True)
+        if not p.is_file():
+            raise FileNotFoundError(f"{p}: no such file")
+    key = dict(
+        version=3,
+        kind=kind,
+        split=split,
+        dedup=dedup,
+        on_bad_line=on_bad_line,
+        max_line_bytes=max_line_bytes,
+        tokenizer=tokenizer.fingerprint,
+        ends=[tokenizer.bos_id, tokenizer.eos_id],
+        template=(tokenizer.chat_template or CHAT_TEMPLATE) if kind == "sft" else None,
+        files=[[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths],
+    )
+    if _made_with(out, key):
+        return TokenStore(out)
+    if out.exists() and not (out / "meta.json").exists() and any(out.iterdir()):
+        raise ValueError(f"{out} holds other files; a token store needs a folder of its own")
+    for folder in leftovers(out):
+        shutil.rmtree(folder, ignore_errors=True)
     tmp = out.with_name(f".{out.name}.{os.getpid()}-{time.time_ns()}.tmp")
     tmp.mkdir(parents=True)
     try:
-        meta = _write_store(paths, tokenizer, tmp, kind, split, dedup, np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32, progress,
-                            on_bad_line=on_bad_line, max_line_bytes=max_line_bytes)
+        meta = _write_store(
+            paths,
+            tokenizer,
+            tmp,
+            kind,
+            split,
+            dedup,
+            np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32,
+            progress,
+            on_bad_line=on_bad_line,
+            max_line_bytes=max_line_bytes,
+        )
         if not meta["documents"]:
-            raise ValueError(f"no document is left of {', '.join(map(str, paths)) or 'no files'} (skipped: {meta['skipped'] or 'nothing'}; on the other side of the held-out split: {meta['other_split']})")
-        (tmp/"meta.json").write_text(json.dumps(meta | {"key": key}, indent=1, ensure_ascii=False), encoding="utf-8")
-        if not _made_with(out, key):            # unless another process of the same run was quicker
+            raise ValueError(
+                f"no document is left of {', '.join(map(str, paths)) or 'no files'} "
+                f"(skipped: {meta['skipped'] or 'nothing'}; on the other side of the "
+                f"held-out split: {meta['other_split']})"
+            )
+        (tmp / "meta.json").write_text(
+            json.dumps(meta | {"key": key}, indent=1, ensure_ascii=False), encoding="utf-8"
+        )
+        # unless another process of the same run was quicker
+        if not _made_with(out, key):
             shutil.rmtree(out, ignore_errors=True)
-            try: tmp.rename(out)
+            try:
+                tmp.rename(out)
             except OSError:
-                if not _made_with(out, key): raise
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+                if not _made_with(out, key):
+                    raise
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
     return TokenStore(out)
 
 # %% ../nbs/03_data.ipynb #cfc7ebec
 def format_tokens(tokenizer, ids, labels):
-    "Tokens as coloured text for a terminal: learned ones green, the others grey, special ones in reverse."
+    """Tokens as coloured text for a terminal: learned ones green, the others grey, special ones in
+    reverse."""
     out = []
     for i, label in zip(ids, labels):
         text = tokenizer.token_bytes(int(i)).decode("utf-8", errors="replace").replace("\n", "⏎\n")
@@ -348,126 +559,189 @@ def format_tokens(tokenizer, ids, labels):
     return "\x1b[90m·\x1b[0m".join(out)
 
 # %% ../nbs/03_data.ipynb #ab9a74aa
-def pack_lengths(lengths,   # int array: tokens of each piece, from 1 to `room`
-                 room,      # tokens a row holds
-                ):          # int array: the row of each piece
-    "Best-fit packing: each piece goes to the open row that it leaves the least empty. O(n) with one bit per free length. Raises `ValueError` for a piece that fits no row."
+def pack_lengths(
+    lengths,  # int array: tokens of each piece, from 1 to `room`
+    room,  # tokens a row holds
+):  # int array: the row of each piece
+    """Best-fit packing: each piece goes to the open row that it leaves the least empty. O(n) with
+    one bit per free length. Raises `ValueError` for a piece that fits no row."""
     lengths = np.asarray(lengths)
-    if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= room: raise ValueError(f"pieces of {lengths.min()} to {lengths.max()} tokens for rows of {room}: cut them first")
+    if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= room:
+        raise ValueError(
+            f"pieces of {lengths.min()} to {lengths.max()} tokens for rows of {room}: cut them "
+            "first"
+        )
     rows = np.empty(len(lengths), np.int32)
-    open_rows = [[] for _ in range(room + 1)]     # free tokens -> rows with exactly that many free
-    free, count = 0, 0                            # bit f of `free` is set when open_rows[f] is not empty
+    # free tokens -> rows with exactly that many free
+    open_rows = [[] for _ in range(room + 1)]
+    # bit f of `free` is set when open_rows[f] is not empty
+    free, count = 0, 0
     for i, n in enumerate(map(int, lengths)):
         fits = free >> n
         if fits:
             space = n + (fits & -fits).bit_length() - 1
             row = open_rows[space].pop()
-            if not open_rows[space]: free ^= 1 << space
-        else: row, space, count = count, room, count + 1
+            if not open_rows[space]:
+                free ^= 1 << space
+        else:
+            row, space, count = count, room, count + 1
         rows[i] = row
-        if space > n: open_rows[space - n].append(row); free |= 1 << (space - n)
+        if space > n:
+            open_rows[space - n].append(row)
+            free |= 1 << (space - n)
     return rows
 
 # %% ../nbs/03_data.ipynb #cd9c6527
-def _ranges(starts, counts):     # two int arrays
-    "The whole numbers of several ranges, one after another: `_ranges([5, 0], [2, 3])` is 5 6 0 1 2."
+def _ranges(starts, counts):  # two int arrays
+    """The whole numbers of several ranges, one after another: `_ranges([5, 0], [2, 3])` is 5 6 0 1
+    2."""
     return np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
 
+
 class EpochRows:
-    "Which rows an optimizer step takes: each row once an epoch, in an order that is a pure function of seed and epoch."
-    def __init__(self, rows, batch_size, seed=0):     # number of rows, rows a step, of the order
-        if batch_size < 1: raise ValueError(f"batch_size={batch_size}: an optimizer step needs at least 1 row")
+    """Which rows an optimizer step takes: each row once an epoch, in an order that is a pure
+    function of seed and epoch."""
+
+    def __init__(self, rows, batch_size, seed=0):  # number of rows, rows a step, of the order
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: an optimizer step needs at least 1 row")
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self.steps_per_epoch = -(-rows//batch_size)
+        self.steps_per_epoch = -(-rows // batch_size)
         self._order = None, None
 
-    def at(self, step):        # int array
+    def at(self, step):  # int array
         "Row numbers of an optimizer step; the last step of an epoch may have fewer."
         epoch, i = divmod(step, self.steps_per_epoch)
-        if self._order[0] != epoch: self._order = epoch, np.random.default_rng([self.seed, 1, epoch]).permutation(self.rows)
-        return self._order[1][i*self.batch_size:(i + 1)*self.batch_size]
+        if self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng([self.seed, 1, epoch]).permutation(self.rows)
+        return self._order[1][i * self.batch_size : (i + 1) * self.batch_size]
+
 
 class PackedBatches:
-    "Full rows of whole documents. `at(step)` is a pure function of the seed and the step, so any process can make any batch."
-    def __init__(self,
-                 store,               # `TokenStore`
-                 seq_len,             # tokens a row
-                 batch_size,          # rows an optimizer step, over all processes
-                 seed=0,              # of the packing and of the order
-                 long=None,           # a document longer than a row: "split" it (default for texts) or "truncate" it to its head (chats)
-                 on_bad_line="stop",  # a truncated document without anything to learn: "stop" or "skip"
-                ):
-        if seq_len < 2: raise ValueError(f"seq_len={seq_len}: a row needs at least 2 tokens, one to read and one to predict")
+    """Full rows of whole documents. `at(step)` is a pure function of the seed and the step, so any
+    process can make any batch."""
+
+    def __init__(
+        self,
+        store,  # `TokenStore`
+        seq_len,  # tokens a row
+        batch_size,  # rows an optimizer step, over all processes
+        seed=0,  # of the packing and of the order
+        long=None,  # a document longer than a row: "split" it (default for texts) or "truncate" it to its head (chats)
+        on_bad_line="stop",  # a truncated document without anything to learn: "stop" or "skip"
+    ):
+        if seq_len < 2:
+            raise ValueError(
+                f"seq_len={seq_len}: a row needs at least 2 tokens, one to read and one to predict"
+            )
         long = long or ("split" if store.meta["kind"] == "pretrain" else "truncate")
-        if long not in ("split", "truncate"): raise ValueError(f"long={long!r}: choose split or truncate")
-        if long == "split" and store.meta["kind"] == "sft": raise ValueError("a conversation can't be split: its later pieces would answer questions that they don't show; use long='truncate'")
+        if long not in ("split", "truncate"):
+            raise ValueError(f"long={long!r}: choose split or truncate")
+        if long == "split" and store.meta["kind"] == "sft":
+            raise ValueError(
+                "a conversation can't be split: its later pieces would answer questions that "
+                "they don't show; use long='truncate'"
+            )
         self.store, self.seq_len, self.batch_size, self.seed = store, seq_len, batch_size, seed
         lengths = np.diff(store.offsets)
         doc = np.flatnonzero(self._learnable(lengths, long, on_bad_line))
-        pieces = np.maximum(-(-(lengths[doc] - 1)//(seq_len - 1)), 1) if long == "split" else np.ones_like(doc)
-        start = (_ranges(np.zeros_like(doc), pieces)*(seq_len - 1)).astype(np.int32)     # pieces overlap by the token that the next one begins with
+        pieces = (
+            np.maximum(-(-(lengths[doc] - 1) // (seq_len - 1)), 1)
+            if long == "split"
+            else np.ones_like(doc)
+        )
+        # pieces overlap by the token that the next one begins with
+        start = (_ranges(np.zeros_like(doc), pieces) * (seq_len - 1)).astype(np.int32)
         doc = np.repeat(doc.astype(np.int32), pieces)
         length = np.minimum(lengths[doc] - start, seq_len).astype(np.int32)
         order = np.random.default_rng([seed, 0]).permutation(len(doc))
-        order = order[np.lexsort((-length[order], np.arange(len(order))//4096))]     # long pieces first, within 4,096 random ones
+        # long pieces first, within 4,096 random ones
+        order = order[np.lexsort((-length[order], np.arange(len(order)) // 4096))]
         row = pack_lengths(length[order], seq_len)
         order = order[np.argsort(row, kind="stable")]
         self.doc, self.start, self.length = (x[order] for x in (doc, start, length))
-        self.row_starts = np.concatenate([[0], np.cumsum(np.bincount(row))])      # the first piece of each row
+        # the first piece of each row
+        self.row_starts = np.concatenate([[0], np.cumsum(np.bincount(row))])
         self.rows = len(self.row_starts) - 1
         self.order = EpochRows(self.rows, batch_size, seed)
         self.steps_per_epoch = self.order.steps_per_epoch
         self.tokens_per_epoch = int(length.sum())
-        self.fill = self.tokens_per_epoch/(self.rows*seq_len)
-        self.identity = {"tokens_per_epoch": self.tokens_per_epoch, "data_sha256": store.meta["sha256"]}     # what a resumed run must find again
+        self.fill = self.tokens_per_epoch / (self.rows * seq_len)
+        # what a resumed run must find again
+        self.identity = {
+            "tokens_per_epoch": self.tokens_per_epoch,
+            "data_sha256": store.meta["sha256"],
+        }
 
     def _learnable(self, lengths, long, on_bad_line):
         cut = np.minimum(lengths, self.seq_len) if long == "truncate" else lengths
         keep = np.asarray(self.store.first) < cut
         bad = np.flatnonzero(~keep)
         if len(bad) and on_bad_line == "stop":
-            raise ValueError(f"{self.store.where(bad[0])}: nothing to learn: no assistant token among the first {self.seq_len} of {lengths[bad[0]]} tokens"
-                             f" ({len(bad)} such rows; raise seq_len, or skip them)")
-        if len(bad) == len(lengths): raise ValueError(f"no document has anything to learn in its first {self.seq_len} tokens; raise seq_len")
+            raise ValueError(
+                f"{self.store.where(bad[0])}: nothing to learn: no assistant token among the "
+                f"first {self.seq_len} of {lengths[bad[0]]} tokens"
+                f" ({len(bad)} such rows; raise seq_len, or skip them)"
+            )
+        if len(bad) == len(lengths):
+            raise ValueError(
+                f"no document has anything to learn in its first {self.seq_len} tokens; raise "
+                "seq_len"
+            )
         self.skipped, self.truncated = len(bad), int((cut < lengths).sum())
         return keep
 
-    def _pieces(self, rows):     # the pieces of these rows, and how many each row has
+    def _pieces(self, rows):  # the pieces of these rows, and how many each row has
         counts = self.row_starts[rows + 1] - self.row_starts[rows]
         return _ranges(self.row_starts[rows], counts), counts
 
     def at(self, step, rank=0, world_size=1):
-        "The rows of one optimizer step that process `rank` computes: a dict of int64 tensors `(rows, seq_len)`."
+        """The rows of one optimizer step that process `rank` computes: a dict of int64 tensors
+        `(rows, seq_len)`."""
         rows = self.order.at(step)[rank::world_size]
-        shape = max(len(rows), 1), self.seq_len            # a process without rows gets one of padding, so that all run the same collectives
-        ids, labels, positions, segments = (np.full(shape, fill, np.int64) for fill in (0, IGNORE, 0, 0))
+        # a process without rows gets one of padding, so that all run the same collectives
+        shape = max(len(rows), 1), self.seq_len
+        ids, labels, positions, segments = (
+            np.full(shape, fill, np.int64) for fill in (0, IGNORE, 0, 0)
+        )
         piece, counts = self._pieces(rows)
         length = self.length[piece].astype(np.int64)
-        before = np.cumsum(length) - length                # tokens of the batch before each piece, and then: of its row
+        # tokens of the batch before each piece, and then: of its row
+        before = np.cumsum(length) - length
         before -= np.repeat(before[np.cumsum(counts) - counts], counts)
-        begin = np.repeat(np.arange(len(rows))*self.seq_len, counts) + before
-        to = _ranges(begin, length)                        # places in the batch, read as one long row …
-        source = _ranges(self.store.offsets[self.doc[piece]] + self.start[piece], length)      # … and in the store
+        begin = np.repeat(np.arange(len(rows)) * self.seq_len, counts) + before
+        # places in the batch, read as one long row …
+        to = _ranges(begin, length)
+        # … and in the store
+        source = _ranges(self.store.offsets[self.doc[piece]] + self.start[piece], length)
         token, mask = self.store.tokens[source].astype(np.int64), self.store.mask
         ids.flat[to] = token
         labels.flat[to] = token if mask is None else np.where(mask[source], token, IGNORE)
-        labels.flat[begin] = IGNORE                        # nothing precedes a segment's first token
+        # nothing precedes a segment's first token
+        labels.flat[begin] = IGNORE
         positions.flat[to] = _ranges(np.zeros_like(length), length)
         segments.flat[to] = np.repeat(_ranges(np.ones_like(counts), counts), length)
-        return {k: torch.from_numpy(v) for k, v in dict(input_ids=ids, labels=labels, position_ids=positions, segment_ids=segments).items()}
+        return {
+            k: torch.from_numpy(v)
+            for k, v in dict(
+                input_ids=ids, labels=labels, position_ids=positions, segment_ids=segments
+            ).items()
+        }
 
     def sources(self, step):
         "The `file:line` of every document in an optimizer step, to name a batch in an error."
         return [self.store.where(d) for d in self.doc[self._pieces(self.order.at(step))[0]]]
 
 # %% ../nbs/03_data.ipynb #315d209e
-def manifest():                # `{file name: entry}`
+def manifest():  # `{file name: entry}`
     "The manifest of the shipped samples."
-    return json.loads((data_dir()/"MANIFEST.json").read_text(encoding="utf-8"))
+    return json.loads((data_dir() / "MANIFEST.json").read_text(encoding="utf-8"))
 
-def file_sha256(path):         # hex digest
+
+def file_sha256(path):  # hex digest
     "sha256 of a file, read in blocks."
     digest = hashlib.sha256()
     with open(path, "rb") as f:
-        for block in iter(lambda: f.read(1 << 20), b""): digest.update(block)
+        for block in iter(lambda: f.read(1 << 20), b""):
+            digest.update(block)
     return digest.hexdigest()

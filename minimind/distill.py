@@ -19,7 +19,18 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .core import IGNORE, compute_dtype, get_device, get_dtype, precision, read_json, seed_everything, sync_file, write_json, write_text
+from minimind.core import (
+    IGNORE,
+    compute_dtype,
+    get_device,
+    get_dtype,
+    precision,
+    read_json,
+    seed_everything,
+    sync_file,
+    write_json,
+    write_text,
+)
 from .chat import encode_chat, parse_conversation
 from .data import JsonlReader, is_jsonl, leftovers
 from .model import MiniMind, num_parameters
@@ -33,87 +44,152 @@ from .sft import CHAT_SAMPLES, SFTConfig, heldout_loss, read_questions, split_ba
 # %% ../nbs/25_distill.ipynb #b350b214
 DIVERGENCES = ("forward", "reverse", "jsd")
 
-def divergence(teacher,          # log-probabilities `(N, V)`, at least float32; they get no gradient
-               student,          # log-probabilities `(N, V)`
-               kind="forward",   # forward: KL(teacher‖student), reverse: KL(student‖teacher), jsd: the mean of both against their mixture
-              ):                 # `(N,)` nats, zero where the two agree
-    "How far the student's distribution is from the teacher's (GKD, Agarwal et al. 2024, eq. 1 with β = 0.5 for jsd). Raises `ValueError` for another kind."
-    if kind not in DIVERGENCES: raise ValueError(f"kind={kind!r}: choose one of {', '.join(DIVERGENCES)}")
-    def kl(p, q): return F.kl_div(q, p, reduction="none", log_target=True).sum(-1)       # torch wants the second distribution first
+
+def divergence(
+    teacher,  # log-probabilities `(N, V)`, at least float32; they get no gradient
+    student,  # log-probabilities `(N, V)`
+    kind="forward",  # forward: KL(teacher‖student), reverse: KL(student‖teacher), jsd: the mean of both against their mixture
+):  # `(N,)` nats, zero where the two agree
+    """How far the student's distribution is from the teacher's (GKD, Agarwal et al. 2024, eq. 1
+    with β = 0.5 for jsd). Raises `ValueError` for another kind."""
+    if kind not in DIVERGENCES:
+        raise ValueError(f"kind={kind!r}: choose one of {', '.join(DIVERGENCES)}")
+
+    def kl(p, q):
+        return F.kl_div(q, p, reduction="none", log_target=True).sum(
+            -1
+        )  # torch wants the second distribution first
+
     teacher = teacher.detach()
-    if kind == "forward": return kl(teacher, student)
-    if kind == "reverse": return kl(student, teacher)
+    if kind == "forward":
+        return kl(teacher, student)
+    if kind == "reverse":
+        return kl(student, teacher)
     mixture = torch.logaddexp(teacher, student) - math.log(2)
-    return (kl(teacher, mixture) + kl(student, mixture))/2
+    return (kl(teacher, mixture) + kl(student, mixture)) / 2
 
 # %% ../nbs/25_distill.ipynb #d32b02f8
 def check_blend(alpha, temperature, kind):
     "Raise `ValueError` for settings of the loss that make no sense."
-    if not 0 <= alpha <= 1: raise ValueError(f"alpha={alpha!r}: a share, from 0 (the teacher only) to 1 (the text only)")
-    if not 0 < temperature < math.inf: raise ValueError(f"temperature={temperature!r}: must be positive")
-    if kind not in DIVERGENCES: raise ValueError(f"kind={kind!r}: choose one of {', '.join(DIVERGENCES)}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(
+            f"alpha={alpha!r}: a share, from 0 (the teacher only) to 1 (the text only)"
+        )
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature={temperature!r}: must be positive")
+    if kind not in DIVERGENCES:
+        raise ValueError(f"kind={kind!r}: choose one of {', '.join(DIVERGENCES)}")
 
-def _same_vocabulary(student, teacher):      # V, V
-    if student != teacher: raise ValueError(f"the student has {student:,} logits a position and the teacher {teacher:,}: both must have one vocabulary, token for token")
 
-def _soft(logits, temperature): return (logits/temperature).log_softmax(-1)
+def _same_vocabulary(student, teacher):  # V, V
+    if student != teacher:
+        raise ValueError(
+            f"the student has {student:,} logits a position and the teacher {teacher:,}: both "
+            "must have one vocabulary, token for token"
+        )
 
-def distill_loss(student_logits,     # `(B, T, V)`: those at `t` predict token `t + 1`; or `(N, V)`, one row for each label
-                 teacher_logits,     # the same shape; they get no gradient
-                 labels,             # `(B, T)` int64 aligned with the input, or `(N,)`; `IGNORE` where nothing is learned
-                 alpha=0.5,          # share of the cross-entropy
-                 temperature=1.0,    # T, that both models' logits are divided by in the divergence
-                 kind="forward",     # see `divergence`
-                ):                   # scalar, nats a labelled token, at least float32
-    "α·cross-entropy + (1 − α)·T²·divergence, a mean over labelled positions (Hinton et al. 2015, section 2). Raises `ValueError`."
+
+def _soft(logits, temperature):
+    return (logits / temperature).log_softmax(-1)
+
+
+def distill_loss(
+    student_logits,  # `(B, T, V)`: those at `t` predict token `t + 1`; or `(N, V)`, one row for each label
+    teacher_logits,  # the same shape; they get no gradient
+    labels,  # `(B, T)` int64 aligned with the input, or `(N,)`; `IGNORE` where nothing is learned
+    alpha=0.5,  # share of the cross-entropy
+    temperature=1.0,  # T, that both models' logits are divided by in the divergence
+    kind="forward",  # see `divergence`
+):  # scalar, nats a labelled token, at least float32
+    """α·cross-entropy + (1 − α)·T²·divergence, a mean over labelled positions (Hinton et al. 2015,
+    section 2). Raises `ValueError`."""
     check_blend(alpha, temperature, kind)
     _same_vocabulary(student_logits.shape[-1], teacher_logits.shape[-1])
-    if student_logits.shape != teacher_logits.shape: raise ValueError(f"logits of the student {tuple(student_logits.shape)} and of the teacher {tuple(teacher_logits.shape)} differ")
-    if student_logits.ndim == 2 and len(labels) != len(student_logits): raise ValueError(f"{len(student_logits)} rows of logits and {len(labels)} labels: give one label for each row, or logits (B, T, V)")
-    if student_logits.ndim == 2: student_logits, teacher_logits, labels = (x[labels != IGNORE] for x in (student_logits, teacher_logits, labels))
-    else: (teacher_logits, _), (student_logits, labels) = shift(teacher_logits, labels), shift(student_logits, labels)
-    if not len(labels): raise ValueError(f"no labelled position: every label is {IGNORE} (or only a row's first token is labelled)")
-    student, teacher = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (student_logits, teacher_logits))
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"logits of the student {tuple(student_logits.shape)} and of the teacher "
+            f"{tuple(teacher_logits.shape)} differ"
+        )
+    if student_logits.ndim == 2 and len(labels) != len(student_logits):
+        raise ValueError(
+            f"{len(student_logits)} rows of logits and {len(labels)} labels: give one label for "
+            "each row, or logits (B, T, V)"
+        )
+    if student_logits.ndim == 2:
+        student_logits, teacher_logits, labels = (
+            x[labels != IGNORE] for x in (student_logits, teacher_logits, labels)
+        )
+    else:
+        (teacher_logits, _), (student_logits, labels) = (
+            shift(teacher_logits, labels),
+            shift(student_logits, labels),
+        )
+    if not len(labels):
+        raise ValueError(
+            f"no labelled position: every label is {IGNORE} (or only a row's first token is "
+            "labelled)"
+        )
+    student, teacher = (
+        x.to(torch.promote_types(x.dtype, torch.float32)) for x in (student_logits, teacher_logits)
+    )
     apart = divergence(_soft(teacher, temperature), _soft(student, temperature), kind)
-    return (alpha*F.cross_entropy(student, labels, reduction="none") + (1 - alpha)*temperature**2*apart).mean()
+    return (
+        alpha * F.cross_entropy(student, labels, reduction="none")
+        + (1 - alpha) * temperature**2 * apart
+    ).mean()
 
 # %% ../nbs/25_distill.ipynb #bb226c5f
-def bucket(logprobs,   # `(N, V)`
-           ids,        # `(N, k)` int64: the tokens that keep a place of their own
-          ):           # `(N, k + 1)`: their log-probabilities and that of all other tokens together; `(N, V)` if there are none
-    "Merge all tokens but a few into one outcome, the rest. Of merged distributions no divergence is larger than of the whole ones."
+def bucket(
+    logprobs,  # `(N, V)`
+    ids,  # `(N, k)` int64: the tokens that keep a place of their own
+):  # `(N, k + 1)`: their log-probabilities and that of all other tokens together; `(N, V)` if there are none
+    """Merge all tokens but a few into one outcome, the rest. Of merged distributions no divergence
+    is larger than of the whole ones."""
     named = logprobs.gather(-1, ids)
-    if ids.shape[-1] == logprobs.shape[-1]: return named
+    if ids.shape[-1] == logprobs.shape[-1]:
+        return named
     return torch.cat([named, logprobs.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)], -1)
 
 # %% ../nbs/25_distill.ipynb #411a71ca
 class _ChunkedDistillation(torch.autograd.Function):
-    "Sum of the losses of `hidden @ weight.T`, a chunk of rows at a time; the gradient is made in the forward pass, by autograd within the chunk."
+    """Sum of the losses of `hidden @ weight.T`, a chunk of rows at a time; the gradient is made in
+    the forward pass, by autograd within the chunk."""
+
     @staticmethod
     def forward(ctx, hidden, weight, targets, teach, alpha, temperature, kind, chunk, learning):
-        need_h, need_w = (n and learning for n in ctx.needs_input_grad[:2])   # needs_input_grad alone is also true under no_grad
+        # needs_input_grad alone is also true under no_grad
+        need_h, need_w = (n and learning for n in ctx.needs_input_grad[:2])
         dtype = compute_dtype(hidden)
-        exact = torch.promote_types(dtype, torch.float32)                     # of logits, logarithms and losses
+        # of logits, logarithms and losses
+        exact = torch.promote_types(dtype, torch.float32)
         h, w = hidden.to(dtype), weight.to(dtype)
         grad_h = torch.empty_like(h) if need_h else None
         grad_w = torch.zeros_like(w, dtype=exact) if need_w else None
-        sums = torch.zeros(3, device=h.device, dtype=exact)                   # loss, cross-entropy, divergence
+        # loss, cross-entropy, divergence
+        sums = torch.zeros(3, device=h.device, dtype=exact)
         for i in range(0, len(h), chunk):
-            rows, t = h[i:i+chunk], targets[i:i+chunk]
+            rows, t = h[i : i + chunk], targets[i : i + chunk]
             logits = (rows @ w.T).to(exact).requires_grad_(need_h or need_w)
             with torch.set_grad_enabled(need_h or need_w):
                 student, apart = _soft(logits, 1), torch.zeros((), device=h.device, dtype=exact)
                 hard = F.nll_loss(student, t, reduction="sum")
                 if alpha < 1:
                     teacher, ids = teach(slice(i, i + chunk))
-                    if temperature != 1: student = _soft(logits, temperature)
-                    apart = divergence(teacher.to(exact), student if ids is None else bucket(student, ids), kind).sum()
-                loss = alpha*hard + (1 - alpha)*temperature**2*apart
+                    if temperature != 1:
+                        student = _soft(logits, temperature)
+                    apart = divergence(
+                        teacher.to(exact), student if ids is None else bucket(student, ids), kind
+                    ).sum()
+                loss = alpha * hard + (1 - alpha) * temperature**2 * apart
             sums += torch.stack([loss, hard, apart]).detach()
-            if need_h or need_w: grad = torch.autograd.grad(loss, logits)[0].to(dtype)
-            if need_h: grad_h[i:i+chunk] = grad @ w
-            if need_w: grad_w += grad.T @ rows
-            logits = loss = hard = apart = student = teacher = grad = None    # before the next chunk is made, or two exist at once
+            if need_h or need_w:
+                grad = torch.autograd.grad(loss, logits)[0].to(dtype)
+            if need_h:
+                grad_h[i : i + chunk] = grad @ w
+            if need_w:
+                grad_w += grad.T @ rows
+            # before the next chunk is made, or two exist at once
+            logits = loss = hard = apart = student = teacher = grad = None
         ctx.save_for_backward(grad_h, grad_w)
         ctx.dtypes = hidden.dtype, weight.dtype
         ctx.mark_non_differentiable(sums)
@@ -122,179 +198,357 @@ class _ChunkedDistillation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, _):
-        return *(None if g is None else (g*grad).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes)), *[None]*7
+        return *(
+            None if g is None else (g * grad).to(dtype)
+            for g, dtype in zip(ctx.saved_tensors, ctx.dtypes)
+        ), *[None] * 7
 
-def live_teacher(hidden,           # the teacher's final states of the labelled positions `(N, D)`
-                 head,             # its output matrix `(V, D)`
-                 temperature=1.0,
-                ):                 # `teach(slice) -> (log-probabilities, None)`
+
+def live_teacher(
+    hidden,  # the teacher's final states of the labelled positions `(N, D)`
+    head,  # its output matrix `(V, D)`
+    temperature=1.0,
+):  # `teach(slice) -> (log-probabilities, None)`
     "What `distill_sums` asks: the teacher's whole distributions, made when they are wanted."
+
     @torch.no_grad()
-    def teach(rows): return _soft((hidden[rows] @ head.T).to(torch.promote_types(hidden.dtype, torch.float32)), temperature), None
+    def teach(rows):
+        return _soft(
+            (hidden[rows] @ head.T).to(torch.promote_types(hidden.dtype, torch.float32)),
+            temperature,
+        ), None
+
     return teach
 
-def distill_sums(hidden,           # the student's final states `(B, T, D)`
-                 head,             # its output matrix `(V, D)`
-                 labels,           # `(B, T)` int64 aligned with the input
-                 teach,            # `slice -> (log-probabilities (n, V), None)` or, bucketed, `((n, k + 1), ids (n, k))`; of the labelled positions, in order
-                 alpha=0.5, temperature=1.0, kind="forward",    # as in `distill_loss`
-                 chunk=1024,       # positions whose logits exist at once
-                ):                 # loss sum, number of labelled positions, metrics
-    "`distill_loss` for training: no logits are held whole, of neither model. A sum and its weight, as the training loop takes them. Raises `ValueError`."
+
+def distill_sums(
+    hidden,  # the student's final states `(B, T, D)`
+    head,  # its output matrix `(V, D)`
+    labels,  # `(B, T)` int64 aligned with the input
+    teach,  # `slice -> (log-probabilities (n, V), None)` or, bucketed, `((n, k + 1), ids (n, k))`; of the labelled positions, in order
+    alpha=0.5,
+    temperature=1.0,
+    kind="forward",  # as in `distill_loss`
+    chunk=1024,  # positions whose logits exist at once
+):  # loss sum, number of labelled positions, metrics
+    """`distill_loss` for training: no logits are held whole, of neither model. A sum and its
+    weight, as the training loop takes them. Raises `ValueError`."""
     check_blend(alpha, temperature, kind)
-    if chunk < 1: raise ValueError(f"chunk={chunk}: must be at least 1 position")
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk}: must be at least 1 position")
     rows, targets = shift(hidden, labels)
-    loss, sums = _ChunkedDistillation.apply(rows, head, targets, teach, alpha, temperature, kind, chunk, torch.is_grad_enabled())
+    loss, sums = _ChunkedDistillation.apply(
+        rows, head, targets, teach, alpha, temperature, kind, chunk, torch.is_grad_enabled()
+    )
     return loss, len(targets), {"lm_loss": sums[1]} | ({"divergence": sums[2]} if alpha < 1 else {})
 
 # %% ../nbs/25_distill.ipynb #17410425
-def distillation(teacher,          # a `MiniMind` in eval mode, on the student's device; or a `TeacherCache`
-                 alpha=0.5, temperature=1.0, kind="forward",    # as in `distill_loss`
-                 chunk=1024,       # positions whose logits exist at once
-                ):                 # `(model, batch) -> (loss sum, weight, metrics)`
-    "The loss function of a distillation, for `fit`. A student with experts also gets its routers' loss."
+def distillation(
+    teacher,  # a `MiniMind` in eval mode, on the student's device; or a `TeacherCache`
+    alpha=0.5,
+    temperature=1.0,
+    kind="forward",  # as in `distill_loss`
+    chunk=1024,  # positions whose logits exist at once
+):  # `(model, batch) -> (loss sum, weight, metrics)`
+    """The loss function of a distillation, for `fit`. A student with experts also gets its routers'
+    loss."""
     check_blend(alpha, temperature, kind)
     cached = not isinstance(teacher, torch.nn.Module)
-    if cached and temperature != teacher.meta["key"]["temperature"]: raise ValueError(f"temperature={temperature}: the cached distributions are of {teacher.meta['key']['temperature']}")
+    if cached and temperature != teacher.meta["key"]["temperature"]:
+        raise ValueError(
+            f"temperature={temperature}: the cached distributions are of "
+            f"{teacher.meta['key']['temperature']}"
+        )
+
     def loss_fn(model, batch):
-        inputs, labels, routers = {k: v for k, v in batch.items() if k not in ("labels", "places")}, batch["labels"], []
+        inputs, labels, routers = (
+            {k: v for k, v in batch.items() if k not in ("labels", "places")},
+            batch["labels"],
+            [],
+        )
         head = model.lm_head.weight
-        _same_vocabulary(len(head), teacher.meta["vocab_size"] if cached else len(teacher.lm_head.weight))
-        if alpha == 1: teach = None
-        elif cached: teach = teacher.teach(batch["places"][:, 1:][labels[:, 1:] != IGNORE])
+        _same_vocabulary(
+            len(head), teacher.meta["vocab_size"] if cached else len(teacher.lm_head.weight)
+        )
+        if alpha == 1:
+            teach = None
+        elif cached:
+            teach = teacher.teach(batch["places"][:, 1:][labels[:, 1:] != IGNORE])
         else:
-            with torch.no_grad(): teach = live_teacher(shift(teacher.hidden(**inputs), labels)[0], teacher.lm_head.weight, temperature)
-        loss, weight, metrics = distill_sums(model.hidden(**inputs, routers=routers), head, labels, teach, alpha, temperature, kind, chunk)
-        if not routers: return loss, weight, metrics
-        extra, more = router_loss(model.config, routers, batch["segment_ids"] > 0 if "segment_ids" in batch else None)
-        return loss + weight*extra, weight, metrics | {k: weight*v for k, v in more.items()}
+            with torch.no_grad():
+                teach = live_teacher(
+                    shift(teacher.hidden(**inputs), labels)[0], teacher.lm_head.weight, temperature
+                )
+        loss, weight, metrics = distill_sums(
+            model.hidden(**inputs, routers=routers),
+            head,
+            labels,
+            teach,
+            alpha,
+            temperature,
+            kind,
+            chunk,
+        )
+        if not routers:
+            return loss, weight, metrics
+        extra, more = router_loss(
+            model.config, routers, batch["segment_ids"] > 0 if "segment_ids" in batch else None
+        )
+        return loss + weight * extra, weight, metrics | {k: weight * v for k, v in more.items()}
+
     return loss_fn
 
 # %% ../nbs/25_distill.ipynb #b5347e3f
 class PlacedBatches:
-    "`PackedBatches` that also say, in `places`, which token of the store stands where; -1 is padding. That is how a cached distribution finds its position, in whatever row and order."
-    def __init__(self, batches, identity=None):     # `PackedBatches`; dict of what else a resumed run must find again
+    """`PackedBatches` that also say, in `places`, which token of the store stands where; -1 is
+    padding. That is how a cached distribution finds its position, in whatever row and order."""
+
+    def __init__(
+        self, batches, identity=None
+    ):  # `PackedBatches`; dict of what else a resumed run must find again
         self.batches, self.identity = batches, batches.identity | (identity or {})
 
-    def __getattr__(self, name): return getattr(self.batches, name)
+    def __getattr__(self, name):
+        return getattr(self.batches, name)
 
     def at(self, step, rank=0, world_size=1):
-        batch, b, rows = self.batches.at(step, rank, world_size), self.batches, self.batches.order.at(step)
-        rows = rows[rank::world_size] if rank < len(rows) else rows[:1]             # a process without rows has one of padding
-        first = torch.from_numpy(b.row_starts[rows])[:, None]                       # the first piece of each row
+        batch, b, rows = (
+            self.batches.at(step, rank, world_size),
+            self.batches,
+            self.batches.order.at(step),
+        )
+        # a process without rows has one of padding
+        rows = rows[rank::world_size] if rank < len(rows) else rows[:1]
+        # the first piece of each row
+        first = torch.from_numpy(b.row_starts[rows])[:, None]
         piece = (first + batch["segment_ids"] - 1).clamp(min=0).numpy()
-        start = torch.from_numpy(b.store.offsets[b.doc[piece]] + b.start[piece])    # of the piece, in the store
-        return batch | {"places": torch.where(batch["segment_ids"] > 0, start + batch["position_ids"], -1)}
+        # of the piece, in the store
+        start = torch.from_numpy(b.store.offsets[b.doc[piece]] + b.start[piece])
+        return batch | {
+            "places": torch.where(batch["segment_ids"] > 0, start + batch["position_ids"], -1)
+        }
 
 # %% ../nbs/25_distill.ipynb #8e56057e
 class TeacherCache:
-    "A teacher's largest log-probabilities at every labelled position of a store, in memory-mapped files."
-    def __init__(self, path):         # folder made by `cache_teacher`
+    """A teacher's largest log-probabilities at every labelled position of a store, in memory-mapped
+    files."""
+
+    def __init__(self, path):  # folder made by `cache_teacher`
         self.path = Path(path)
-        if not (self.path/"meta.json").exists(): raise FileNotFoundError(f"{path} is not a teacher's cache (no meta.json): make it with cache_teacher")
-        self.meta = read_json(self.path/"meta.json")
+        if not (self.path / "meta.json").exists():
+            raise FileNotFoundError(
+                f"{path} is not a teacher's cache (no meta.json): make it with cache_teacher"
+            )
+        self.meta = read_json(self.path / "meta.json")
         for name, (dtype, shape) in self._files().items():
-            want, have = np.dtype(dtype).itemsize*math.prod(shape), (self.path/f"{name}.bin").stat().st_size
-            if want != have: raise ValueError(f"{path} is damaged: {name}.bin has {have:,} bytes, not {want:,}; delete the folder and make it again")
+            want, have = (
+                np.dtype(dtype).itemsize * math.prod(shape),
+                (self.path / f"{name}.bin").stat().st_size,
+            )
+            if want != have:
+                raise ValueError(
+                    f"{path} is damaged: {name}.bin has {have:,} bytes, not {want:,}; delete the "
+                    "folder and make it again"
+                )
 
     def _files(self):
         m, k = self.meta, self.meta["k"]
-        return {"logprobs": ("float32", (m["positions"], k + (k < m["vocab_size"]))), "ids": (m["dtype"], (m["positions"], k)), "index": ("int64", (m["tokens"],))}
+        return {
+            "logprobs": ("float32", (m["positions"], k + (k < m["vocab_size"]))),
+            "ids": (m["dtype"], (m["positions"], k)),
+            "index": ("int64", (m["tokens"],)),
+        }
 
     def _map(self, name):
         dtype, shape = self._files()[name]
-        return np.memmap(self.path/f"{name}.bin", dtype, "r", shape=shape)
+        return np.memmap(self.path / f"{name}.bin", dtype, "r", shape=shape)
 
-    def teach(self, places):          # int64 `(N,)`: tokens of the store that are to be predicted
-        "What `distill_sums` asks, read from the files. Raises `ValueError` for a position that is not there."
+    def teach(self, places):  # int64 `(N,)`: tokens of the store that are to be predicted
+        """What `distill_sums` asks, read from the files. Raises `ValueError` for a position that is
+        not there."""
         at, device = np.asarray(self._map("index")[places.cpu().numpy()]), places.device
-        if (at < 0).any(): raise ValueError(f"{self.path} knows nothing of token {int(places.cpu().numpy()[at < 0][0]):,} of the store: it was made for other rows")
+        if (at < 0).any():
+            raise ValueError(
+                f"{self.path} knows nothing of token {int(places.cpu().numpy()[at < 0][0]):,} of "
+                "the store: it was made for other rows"
+            )
         logprobs, ids = self._map("logprobs"), self._map("ids")
-        return lambda rows: (torch.from_numpy(logprobs[at[rows]]).to(device), torch.from_numpy(ids[at[rows]].astype(np.int64)).to(device))
+        return lambda rows: (
+            torch.from_numpy(logprobs[at[rows]]).to(device),
+            torch.from_numpy(ids[at[rows]].astype(np.int64)).to(device),
+        )
 
 # %% ../nbs/25_distill.ipynb #7fd3b1ba
 @torch.no_grad()
-def _write_cache(teacher, batches, folder, meta, temperature, chunk, micro_batch_size, dtype, progress):
+def _write_cache(
+    teacher, batches, folder, meta, temperature, chunk, micro_batch_size, dtype, progress
+):
     device, k = next(teacher.parameters()).device, meta["k"]
-    index, n = np.memmap(folder/"index.bin", np.int64, "w+", shape=(meta["tokens"],)), 0
+    index, n = np.memmap(folder / "index.bin", np.int64, "w+", shape=(meta["tokens"],)), 0
     index[:] = -1
-    with open(folder/"logprobs.bin", "wb") as logprobs, open(folder/"ids.bin", "wb") as ids:
-        for step in tqdm(range(batches.steps_per_epoch), desc="asking the teacher", unit="batch", disable=not progress, leave=False):
+    with open(folder / "logprobs.bin", "wb") as logprobs, open(folder / "ids.bin", "wb") as ids:
+        for step in tqdm(
+            range(batches.steps_per_epoch),
+            desc="asking the teacher",
+            unit="batch",
+            disable=not progress,
+            leave=False,
+        ):
             for micro in split_rows(batches.at(step), micro_batch_size):
                 places, labels = micro.pop("places"), micro.pop("labels")
-                with precision(device, dtype): hidden, _ = shift(teacher.hidden(**{name: v.to(device) for name, v in micro.items()}), labels.to(device))
+                with precision(device, dtype):
+                    hidden, _ = shift(
+                        teacher.hidden(**{name: v.to(device) for name, v in micro.items()}),
+                        labels.to(device),
+                    )
                 for i in range(0, len(hidden), chunk):
-                    with precision(device, dtype): soft, _ = live_teacher(hidden, teacher.lm_head.weight, temperature)(slice(i, i + chunk))
+                    with precision(device, dtype):
+                        soft, _ = live_teacher(hidden, teacher.lm_head.weight, temperature)(
+                            slice(i, i + chunk)
+                        )
                     top = soft.topk(k).indices
                     logprobs.write(bucket(soft, top).float().cpu().numpy().tobytes())
                     ids.write(top.cpu().numpy().astype(meta["dtype"]).tobytes())
-                index[places[:, 1:][labels[:, 1:] != IGNORE].numpy()] = np.arange(n, n + len(hidden))
+                index[places[:, 1:][labels[:, 1:] != IGNORE].numpy()] = np.arange(
+                    n, n + len(hidden)
+                )
                 n += len(hidden)
         index.flush()
-        for f in (logprobs, ids): f.flush(); os.fsync(f.fileno())
-    write_json(folder/"meta.json", meta | {"positions": n})
+        for f in (logprobs, ids):
+            f.flush()
+            os.fsync(f.fileno())
+    write_json(folder / "meta.json", meta | {"positions": n})
 
-def check_cache(path, name="path"):     # where a cache is, or shall be; what the caller calls it
+
+def check_cache(path, name="path"):  # where a cache is, or shall be; what the caller calls it
     "Raise `ValueError` for a folder that holds something else."
     path = Path(path)
-    if path.exists() and not (path/"meta.json").exists() and (path.is_file() or any(path.iterdir())): raise ValueError(f"{name}={str(path)!r} holds other files; a cache needs a folder of its own")
+    if (
+        path.exists()
+        and not (path / "meta.json").exists()
+        and (path.is_file() or any(path.iterdir()))
+    ):
+        raise ValueError(
+            f"{name}={str(path)!r} holds other files; a cache needs a folder of its own"
+        )
 
-def cache_teacher(teacher,              # a `MiniMind` in eval mode
-                  batches,              # `PackedBatches`: what will be trained on
-                  path,                 # folder to make; used again as it is when nothing has changed
-                  k=64,                 # likeliest tokens that are kept, from 1 to V; all others go into one bucket
-                  temperature=1.0,      # T of the distributions; another temperature needs another cache
-                  chunk=1024,           # positions whose logits exist at once
-                  micro_batch_size=16,  # rows a forward pass
-                  dtype=torch.float32,  # of the matrix products
-                  progress=False,       # show a progress bar
-                 ):                     # `TeacherCache`
-    "Ask the teacher once about every labelled position and keep the answers. Raises `ValueError` if `k` does not fit or the folder holds other files."
+
+def cache_teacher(
+    teacher,  # a `MiniMind` in eval mode
+    batches,  # `PackedBatches`: what will be trained on
+    path,  # folder to make; used again as it is when nothing has changed
+    k=64,  # likeliest tokens that are kept, from 1 to V; all others go into one bucket
+    temperature=1.0,  # T of the distributions; another temperature needs another cache
+    chunk=1024,  # positions whose logits exist at once
+    micro_batch_size=16,  # rows a forward pass
+    dtype=torch.float32,  # of the matrix products
+    progress=False,  # show a progress bar
+):  # `TeacherCache`
+    """Ask the teacher once about every labelled position and keep the answers. Raises `ValueError`
+    if `k` does not fit or the folder holds other files."""
     V, path = teacher.config.vocab_size, Path(path)
-    if not 1 <= k <= V: raise ValueError(f"k={k}: must be from 1 to the vocabulary's {V:,}")
+    if not 1 <= k <= V:
+        raise ValueError(f"k={k}: must be from 1 to the vocabulary's {V:,}")
     check_blend(0, temperature, "forward")
     placed = PlacedBatches(batches)
-    key = dict(version=1, teacher=[weights_sha256(teacher), teacher.config.to_dict()], **batches.identity, seq_len=batches.seq_len, k=k, temperature=float(temperature), computed=str(dtype).removeprefix("torch."))
+    key = dict(
+        version=1,
+        teacher=[weights_sha256(teacher), teacher.config.to_dict()],
+        **batches.identity,
+        seq_len=batches.seq_len,
+        k=k,
+        temperature=float(temperature),
+        computed=str(dtype).removeprefix("torch."),
+    )
+
     def made():
-        try: return TeacherCache(path).meta["key"] == key
-        except (FileNotFoundError, KeyError): return False
-    if made(): return TeacherCache(path)
+        try:
+            return TeacherCache(path).meta["key"] == key
+        except (FileNotFoundError, KeyError):
+            return False
+
+    if made():
+        return TeacherCache(path)
     check_cache(path)
-    for folder in leftovers(path): shutil.rmtree(folder, ignore_errors=True)
+    for folder in leftovers(path):
+        shutil.rmtree(folder, ignore_errors=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}-{time.time_ns()}.tmp")
     tmp.mkdir(parents=True)
     try:
-        meta = dict(key=key, k=k, vocab_size=V, tokens=len(batches.store.tokens), dtype="uint16" if V <= 1 << 16 else "uint32")
-        _write_cache(teacher, placed, tmp, meta, temperature, chunk, micro_batch_size, dtype, progress)
+        meta = dict(
+            key=key,
+            k=k,
+            vocab_size=V,
+            tokens=len(batches.store.tokens),
+            dtype="uint16" if V <= 1 << 16 else "uint32",
+        )
+        _write_cache(
+            teacher, placed, tmp, meta, temperature, chunk, micro_batch_size, dtype, progress
+        )
         shutil.rmtree(path, ignore_errors=True)
-        tmp.rename(path); sync_file(path.parent)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+        tmp.rename(path)
+        sync_file(path.parent)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
     return TeacherCache(path)
 
 # %% ../nbs/25_distill.ipynb #1d418975
-def sample_teacher(teacher,              # a `MiniMind` that answers
-                   tokenizer,            # its `Tokenizer`
-                   prompts,              # questions: texts, or conversations that end with the user's turn
-                   path,                 # jsonl file to write
-                   max_new_tokens=256,   # a reply
-                   temperature=1.0,      # of the draws; 1 and top_p=1 draw from the teacher's own distribution
-                   top_p=1.0,
-                   seed=0,               # of the draws
-                   batch_size=64,        # questions at a time
-                  ):                     # Counter: rows written, and left out for what reason
-    "Let a teacher answer, and write what it says as conversations that `sft` can be given. A reply that did not end, or that is empty, would teach just that, and is left out."
+def sample_teacher(
+    teacher,  # a `MiniMind` that answers
+    tokenizer,  # its `Tokenizer`
+    prompts,  # questions: texts, or conversations that end with the user's turn
+    path,  # jsonl file to write
+    max_new_tokens=256,  # a reply
+    temperature=1.0,  # of the draws; 1 and top_p=1 draw from the teacher's own distribution
+    top_p=1.0,
+    seed=0,  # of the draws
+    batch_size=64,  # questions at a time
+):  # Counter: rows written, and left out for what reason
+    """Let a teacher answer, and write what it says as conversations that `sft` can be given. A
+    reply that did not end, or that is empty, would teach just that, and is left out."""
     asked = [[{"role": "user", "content": p}] if isinstance(p, str) else list(p) for p in prompts]
     ids = [encode_chat(tokenizer, messages, add_generation_prompt=True)[0] for messages in asked]
-    order, lines, counts, end = sorted(range(len(ids)), key=lambda i: len(ids[i])), {}, Counter(), stop_ids(teacher)
-    draws = torch.randint(2**63 - 1, (len(ids),), generator=torch.Generator().manual_seed(seed)).tolist()      # a question's own, whatever its neighbours
+    order, lines, counts, end = (
+        sorted(range(len(ids)), key=lambda i: len(ids[i])),
+        {},
+        Counter(),
+        stop_ids(teacher),
+    )
+    # a question's own, whatever its neighbours
+    draws = torch.randint(
+        2**63 - 1, (len(ids),), generator=torch.Generator().manual_seed(seed)
+    ).tolist()
     for at in range(0, len(order), batch_size):
-        some = order[at:at + batch_size]
-        for i, reply in zip(some, generate(teacher, [ids[i] for i in some], max_new_tokens, temperature=temperature, top_p=top_p, seed=[draws[i] for i in some])):
-            row = {"conversations": [*asked[i], {"role": "assistant", "content": tokenizer.decode([t for t in reply if t not in end])}]}
-            try: parse_conversation(row)
-            except ValueError: counts["empty"] += 1; continue
-            if reply[-1] not in end: counts["unfinished"] += 1
-            else: lines[i] = json.dumps(row, ensure_ascii=False) + "\n"
+        some = order[at : at + batch_size]
+        for i, reply in zip(
+            some,
+            generate(
+                teacher,
+                [ids[i] for i in some],
+                max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=[draws[i] for i in some],
+            ),
+        ):
+            row = {
+                "conversations": [
+                    *asked[i],
+                    {
+                        "role": "assistant",
+                        "content": tokenizer.decode([t for t in reply if t not in end]),
+                    },
+                ]
+            }
+            try:
+                parse_conversation(row)
+            except ValueError:
+                counts["empty"] += 1
+                continue
+            if reply[-1] not in end:
+                counts["unfinished"] += 1
+            else:
+                lines[i] = json.dumps(row, ensure_ascii=False) + "\n"
     write_text(path, "".join(lines[i] for i in sorted(lines)))
     return counts + Counter(written=len(lines))
 
@@ -302,60 +556,130 @@ def sample_teacher(teacher,              # a `MiniMind` that answers
 @dataclass(frozen=True)
 class DistillConfig(SFTConfig):
     "Distillation: text or conversations and a teacher in, a smaller model out."
-    out: str = "runs/distill"          # folder of the run
-    teacher: str = "runs/sft"          # model folder of the teacher; it stays as it is
-    model: str = "ci"                  # shape of a new student: a preset, or a folder with a config.json
-    init: str = ""                     # model folder of a student to go on with, with its shape (it wants far lower rates than the default); none: new weights
-    data: tuple = ()                   # files, all of conversations (jsonl) or all of text; none: the shipped conversations
-    heldout: tuple = ()                # files of the same kind to measure on; none: one document in 50 of `data` is kept out
-    alpha: float = 0.5                 # share of the text's own tokens in the loss; the rest is the teacher's. 1: no teacher
-    temperature: float = 1.0           # that the logits are divided by when student and teacher are compared
-    kind: str = "forward"              # how they are compared: forward or reverse KL divergence, or jsd
-    cache_k: int = 0                   # ask the teacher once, and keep its so many likeliest tokens a position; 0: ask anew at each step
-    cache: str = ""                    # folder of these answers, which other runs can use too; none: in the run's folder
-    lr: float = 1e-2                   # peak learning rate of AdamW
+
+    out: str = "runs/distill"  # folder of the run
+    teacher: str = "runs/sft"  # model folder of the teacher; it stays as it is
+    model: str = "ci"  # shape of a new student: a preset, or a folder with a config.json
+    init: str = ""  # model folder of a student to go on with, with its shape (it wants far lower rates than the default); none: new weights
+    data: tuple = ()  # files, all of conversations (jsonl) or all of text; none: the shipped conversations
+    heldout: tuple = ()  # files of the same kind to measure on; none: one document in 50 of `data` is kept out
+    alpha: float = (
+        0.5  # share of the text's own tokens in the loss; the rest is the teacher's. 1: no teacher
+    )
+    temperature: float = 1.0  # that the logits are divided by when student and teacher are compared
+    kind: str = "forward"  # how they are compared: forward or reverse KL divergence, or jsd
+    cache_k: int = 0  # ask the teacher once, and keep its so many likeliest tokens a position; 0: ask anew at each step
+    cache: str = (
+        ""  # folder of these answers, which other runs can use too; none: in the run's folder
+    )
+    lr: float = 1e-2  # peak learning rate of AdamW
 
     def __post_init__(self):
         super().__post_init__()
         check_blend(self.alpha, self.temperature, self.kind)
-        if self.cache_k < 0: raise ValueError(f"cache_k={self.cache_k}: must be zero or positive")
-        if self.init and self.model != DistillConfig.model: raise ValueError(f"model={self.model!r} would have no effect: a student that goes on from `init` has its shape")
-        if self.cache_k and self.alpha == 1: raise ValueError(f"cache_k={self.cache_k} would have no effect with alpha=1, where the teacher is not asked")
-        if self.cache and not self.cache_k: raise ValueError(f"cache={self.cache!r} would have no effect without cache_k: how many tokens a position are to be kept?")
+        if self.cache_k < 0:
+            raise ValueError(f"cache_k={self.cache_k}: must be zero or positive")
+        if self.init and self.model != DistillConfig.model:
+            raise ValueError(
+                f"model={self.model!r} would have no effect: a student that goes on from `init` "
+                "has its shape"
+            )
+        if self.cache_k and self.alpha == 1:
+            raise ValueError(
+                f"cache_k={self.cache_k} would have no effect with alpha=1, where the teacher is "
+                "not asked"
+            )
+        if self.cache and not self.cache_k:
+            raise ValueError(
+                f"cache={self.cache!r} would have no effect without cache_k: how many tokens a "
+                "position are to be kept?"
+            )
 
 # %% ../nbs/25_distill.ipynb #3f9948c4
-def data_kind(cfg, files):            # a stage's config; paths
-    "\"pretrain\" or \"sft\": whether files hold text or conversations, by their first usable row. Raises `ValueError` if they differ."
+def data_kind(cfg, files):  # a stage's config; paths
+    """ "pretrain" or "sft": whether files hold text or conversations, by their first usable row.
+    Raises `ValueError` if they differ."""
+
     def kind(file):
-        if not is_jsonl(file): return "pretrain"
+        if not is_jsonl(file):
+            return "pretrain"
         row = next((row for _, row in JsonlReader(file, **cfg.reading)), {})
-        return "pretrain" if "text" in row and not row.keys() & {"conversations", "messages"} else "sft"
+        return (
+            "pretrain"
+            if "text" in row and not row.keys() & {"conversations", "messages"}
+            else "sft"
+        )
+
     kinds = {kind(f): f for f in files}
-    if len(kinds) > 1: raise ValueError(f"{kinds['pretrain']} holds text and {kinds['sft']} conversations: distil on one kind at a time")
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{kinds['pretrain']} holds text and {kinds['sft']} conversations: distil on one "
+            "kind at a time"
+        )
     return next(iter(kinds))
 
-def load_teacher(cfg):                # `DistillConfig`
-    "The teacher and its tokenizer; nothing of the teacher will be trained. Raises `FileNotFoundError`, `ValueError`."
-    if not (Path(cfg.teacher)/"config.json").is_file(): raise FileNotFoundError(f"teacher={cfg.teacher!r} is not a model folder (it has no config.json); `minimind sft` makes one")
-    if Path(cfg.teacher).resolve() == Path(cfg.out).resolve(): raise ValueError(f"teacher and out are both {cfg.out}: the teacher would be overwritten; choose another --out")
-    if cfg.cache_k > (V := load_config(cfg.teacher).vocab_size): raise ValueError(f"cache_k={cfg.cache_k:,}: the teacher's vocabulary has only {V:,} tokens to keep")
-    if cfg.cache: check_cache(cfg.cache, "cache")
+
+def load_teacher(cfg):  # `DistillConfig`
+    """The teacher and its tokenizer; nothing of the teacher will be trained. Raises
+    `FileNotFoundError`, `ValueError`."""
+    if not (Path(cfg.teacher) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"teacher={cfg.teacher!r} is not a model folder (it has no config.json); `minimind "
+            "sft` makes one"
+        )
+    if Path(cfg.teacher).resolve() == Path(cfg.out).resolve():
+        raise ValueError(
+            f"teacher and out are both {cfg.out}: the teacher would be overwritten; choose "
+            "another --out"
+        )
+    if cfg.cache_k > (V := load_config(cfg.teacher).vocab_size):
+        raise ValueError(
+            f"cache_k={cfg.cache_k:,}: the teacher's vocabulary has only {V:,} tokens to keep"
+        )
+    if cfg.cache:
+        check_cache(cfg.cache, "cache")
     model, tokenizer = load_init(replace(cfg, init=cfg.teacher, model=DistillConfig.model))
     return model.requires_grad_(False), tokenizer
 
-def make_student(cfg, teacher, tokenizer):      # `DistillConfig`, what `load_teacher` returned
-    "The student: new weights in the asked shape, with the teacher's vocabulary, or a model to go on with. Raises `ValueError` if the two don't speak of the same tokens."
-    if not cfg.init: return MiniMind(replace(model_shape(cfg), **{name: getattr(teacher.config, name) for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")}))
+
+def make_student(cfg, teacher, tokenizer):  # `DistillConfig`, what `load_teacher` returned
+    """The student: new weights in the asked shape, with the teacher's vocabulary, or a model to go
+    on with. Raises `ValueError` if the two don't speak of the same tokens."""
+    if not cfg.init:
+        return MiniMind(
+            replace(
+                model_shape(cfg),
+                **{
+                    name: getattr(teacher.config, name)
+                    for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
+                },
+            )
+        )
     student, own = load_init(cfg)
-    if own.fingerprint != tokenizer.fingerprint: raise ValueError(f"the student {cfg.init} and the teacher {cfg.teacher} have different tokenizers ({own.vocab_size:,} and {tokenizer.vocab_size:,} tokens, fingerprints {own.fingerprint[:8]} and {tokenizer.fingerprint[:8]}): a teacher's probabilities mean nothing to other tokens; let it write text instead (sample_teacher), or begin with a new student")
+    if own.fingerprint != tokenizer.fingerprint:
+        raise ValueError(
+            f"the student {cfg.init} and the teacher {cfg.teacher} have different tokenizers "
+            f"({own.vocab_size:,} and "
+            f"{tokenizer.vocab_size:,} tokens, "
+            "fingerprints "
+            f"{own.fingerprint[:8]} and "
+            f"{tokenizer.fingerprint[:8]}): a "
+            "teacher's probabilities "
+            "mean nothing to other tokens; let it "
+            "write text instead (sample_teacher), or "
+            "begin "
+            "with a new student"
+        )
     _same_vocabulary(student.config.vocab_size, teacher.config.vocab_size)
     return student
 
 # %% ../nbs/25_distill.ipynb #a38ef9fe
-def run(cfg,                # `DistillConfig`
-        dry_run=False,      # print the plan and stop; nothing is written
-       ):                   # dict of the last numbers
-    "Distil: packed rows of text or conversations, at each labelled position the teacher's distribution beside the token; held-out loss, and right answers where they are known."
+def run(
+    cfg,  # `DistillConfig`
+    dry_run=False,  # print the plan and stop; nothing is written
+):  # dict of the last numbers
+    """Distil: packed rows of text or conversations, at each labelled position the teacher's
+    distribution beside the token; held-out loss, and right answers where they are known."""
     with work_folder(cfg, dry_run) as folder:
         files, heldout = cfg.files(CHAT_SAMPLES)
         teacher, tokenizer = load_teacher(cfg)
@@ -363,12 +687,41 @@ def run(cfg,                # `DistillConfig`
         questions = read_questions(cfg, heldout) if kind == "sft" else []
         seed_everything(cfg.seed)
         model, dtype = make_student(cfg, teacher, tokenizer), get_dtype(device, cfg.dtype)
-        batches, held, evaluate = split_batches(cfg, files, heldout, questions, tokenizer, folder, kind)
+        batches, held, evaluate = split_batches(
+            cfg, files, heldout, questions, tokenizer, folder, kind
+        )
         source = teacher.to(device)
-        with precision(device, dtype): known = f", held-out loss {heldout_loss(cfg, teacher, held):.3f} nats" if held and not dry_run else ""
+        with precision(device, dtype):
+            known = (
+                f", held-out loss {heldout_loss(cfg, teacher, held):.3f} nats"
+                if held and not dry_run
+                else ""
+            )
         print(f"teacher: {num_parameters(teacher.config):,} parameters{known}")
-        batches = PlacedBatches(batches, {"teacher_sha256": weights_sha256(teacher), "teacher_config": teacher.config.to_dict()})
-        if cfg.cache_k and not dry_run:         # from here on the teacher itself is not needed
-            source = cache_teacher(teacher, batches.batches, cfg.cache or folder/"teacher", cfg.cache_k, cfg.temperature, micro_batch_size=cfg.micro_batch_size, dtype=dtype, progress=sys.stderr.isatty())
+        batches = PlacedBatches(
+            batches,
+            {"teacher_sha256": weights_sha256(teacher), "teacher_config": teacher.config.to_dict()},
+        )
+        # from here on the teacher itself is not needed
+        if cfg.cache_k and not dry_run:
+            source = cache_teacher(
+                teacher,
+                batches.batches,
+                cfg.cache or folder / "teacher",
+                cfg.cache_k,
+                cfg.temperature,
+                micro_batch_size=cfg.micro_batch_size,
+                dtype=dtype,
+                progress=sys.stderr.isatty(),
+            )
             teacher = None
-        return run_stage(cfg, model, tokenizer, batches, distillation(source, cfg.alpha, cfg.temperature, cfg.kind), evaluate, "distill", dry_run)
+        return run_stage(
+            cfg,
+            model,
+            tokenizer,
+            batches,
+            distillation(source, cfg.alpha, cfg.temperature, cfg.kind),
+            evaluate,
+            "distill",
+            dry_run,
+        )

@@ -30,244 +30,406 @@ from .sft import read_questions
 # %% ../nbs/21_dpo.ipynb #edd42bbb
 PREFERENCE_LOSSES = ("sigmoid", "ipo", "hinge")
 
-def dpo_loss(policy_chosen_logps,      # `(P,)` log-probability of each chosen answer under the model that is trained: a sum over tokens, in nats
-             policy_rejected_logps,    # `(P,)` the same of each rejected answer
-             ref_chosen_logps,         # `(P,)` of the chosen answers under the reference
-             ref_rejected_logps,       # `(P,)` of the rejected ones
-             beta=0.1,                 # reward for a nat of log-ratio, positive
-             loss_type="sigmoid",      # one of `PREFERENCE_LOSSES`
-             label_smoothing=0.0,      # share of pairs that are taken to be labelled the wrong way round, below 0.5; sigmoid only
-             lengths=None,             # `(P, 2)` tokens of the chosen and the rejected answer; needed by ipo
-            ):                         # mean loss over the pairs, and dict of means
-    "Direct preference optimisation (Rafailov 2023, eq. 7), IPO over token means (Azar 2023, eq. 17), or the hinge of SLiC (Zhao 2023). Raises `ValueError` on a wrong argument."
-    if not 0 < beta < math.inf: raise ValueError(f"beta={beta}: must be positive")
-    if loss_type not in PREFERENCE_LOSSES: raise ValueError(f"loss_type={loss_type!r}: choose one of {', '.join(PREFERENCE_LOSSES)}")
-    if not 0 <= label_smoothing < 0.5: raise ValueError(f"label_smoothing={label_smoothing}: a share from 0 to below 0.5")
-    if label_smoothing and loss_type != "sigmoid": raise ValueError(f"label_smoothing={label_smoothing} has a meaning for the sigmoid loss only, not for {loss_type}")
-    if loss_type == "ipo" and lengths is None: raise ValueError("ipo compares means over tokens: give lengths")
-    chosen, rejected = policy_chosen_logps - ref_chosen_logps, policy_rejected_logps - ref_rejected_logps
-    margin = beta*(chosen - rejected)
-    if loss_type == "sigmoid": losses = -(1 - label_smoothing)*F.logsigmoid(margin) - label_smoothing*F.logsigmoid(-margin)
-    elif loss_type == "hinge": losses = F.relu(1 - margin)
-    else: losses = (chosen/lengths[:, 0] - rejected/lengths[:, 1] - 1/(2*beta))**2
-    metrics = dict(margin=margin, accuracy=(margin > 0).float(), chosen_reward=beta*chosen, rejected_reward=beta*rejected, chosen_change=chosen)
+
+def dpo_loss(
+    policy_chosen_logps,  # `(P,)` log-probability of each chosen answer under the model that is trained: a sum over tokens, in nats
+    policy_rejected_logps,  # `(P,)` the same of each rejected answer
+    ref_chosen_logps,  # `(P,)` of the chosen answers under the reference
+    ref_rejected_logps,  # `(P,)` of the rejected ones
+    beta=0.1,  # reward for a nat of log-ratio, positive
+    loss_type="sigmoid",  # one of `PREFERENCE_LOSSES`
+    label_smoothing=0.0,  # share of pairs that are taken to be labelled the wrong way round, below 0.5; sigmoid only
+    lengths=None,  # `(P, 2)` tokens of the chosen and the rejected answer; needed by ipo
+):  # mean loss over the pairs, and dict of means
+    """Direct preference optimisation (Rafailov 2023, eq. 7), IPO over token means (Azar 2023, eq.
+    17), or the hinge of SLiC (Zhao 2023). Raises `ValueError` on a wrong argument."""
+    if not 0 < beta < math.inf:
+        raise ValueError(f"beta={beta}: must be positive")
+    if loss_type not in PREFERENCE_LOSSES:
+        raise ValueError(f"loss_type={loss_type!r}: choose one of {', '.join(PREFERENCE_LOSSES)}")
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing={label_smoothing}: a share from 0 to below 0.5")
+    if label_smoothing and loss_type != "sigmoid":
+        raise ValueError(
+            f"label_smoothing={label_smoothing} has a meaning for the sigmoid loss only, not for "
+            f"{loss_type}"
+        )
+    if loss_type == "ipo" and lengths is None:
+        raise ValueError("ipo compares means over tokens: give lengths")
+    chosen, rejected = (
+        policy_chosen_logps - ref_chosen_logps,
+        policy_rejected_logps - ref_rejected_logps,
+    )
+    margin = beta * (chosen - rejected)
+    if loss_type == "sigmoid":
+        losses = -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(
+            -margin
+        )
+    elif loss_type == "hinge":
+        losses = F.relu(1 - margin)
+    else:
+        losses = (chosen / lengths[:, 0] - rejected / lengths[:, 1] - 1 / (2 * beta)) ** 2
+    metrics = dict(
+        margin=margin,
+        accuracy=(margin > 0).float(),
+        chosen_reward=beta * chosen,
+        rejected_reward=beta * rejected,
+        chosen_change=chosen,
+    )
     return losses.mean(), {k: v.detach().mean() for k, v in metrics.items()}
 
 # %% ../nbs/21_dpo.ipynb #12040d2e
-def pair_row(row):          # `{"chosen": [messages], "rejected": [messages]}`, and `tools` if there are any
-    "The chosen and the rejected conversation and the tools of a row. Raises `ValueError` saying what is wrong with it."
+def pair_row(row):  # `{"chosen": [messages], "rejected": [messages]}`, and `tools` if there are any
+    """The chosen and the rejected conversation and the tools of a row. Raises `ValueError` saying
+    what is wrong with it."""
     sides = {}
     for side in ("chosen", "rejected"):
-        if side not in row: raise ValueError(f"no {side} conversation: the row has {', '.join(map(repr, row))[:200] or 'no fields'}")
-        if isinstance(row[side], str): raise ValueError(f'{side} must be a list of messages [{{"role": …, "content": …}}], not a text; put the prompt in front of both answers')
-        try: sides[side] = chat_row({"conversations": row[side], "tools": row.get("tools")})
-        except ValueError as e: raise ValueError(f"{e} (in {side})") from None
-        if sides[side][0][-1]["role"] != "assistant": raise ValueError(f"no answer: the last message is not the assistant's (in {side})")
+        if side not in row:
+            raise ValueError(
+                f"no {side} conversation: the row has "
+                f"{', '.join(map(repr, row))[:200] or 'no fields'}"
+            )
+        if isinstance(row[side], str):
+            raise ValueError(
+                f'{side} must be a list of messages [{{"role": …, "content": …}}], not a text; put the prompt in front of both answers'
+            )
+        try:
+            sides[side] = chat_row({"conversations": row[side], "tools": row.get("tools")})
+        except ValueError as e:
+            raise ValueError(f"{e} (in {side})") from None
+        if sides[side][0][-1]["role"] != "assistant":
+            raise ValueError(f"no answer: the last message is not the assistant's (in {side})")
     (chosen, tools), (rejected, other_tools) = sides.values()
-    if chosen[:-1] != rejected[:-1] or tools != other_tools: raise ValueError("prompts differ: chosen and rejected must be the same conversation up to their last message")
-    if chosen[-1] == rejected[-1]: raise ValueError("equal answers: there is nothing to prefer")
+    if chosen[:-1] != rejected[:-1] or tools != other_tools:
+        raise ValueError(
+            "prompts differ: chosen and rejected must be the same conversation up to their last "
+            "message"
+        )
+    if chosen[-1] == rejected[-1]:
+        raise ValueError("equal answers: there is nothing to prefer")
     return chosen, rejected, tools
 
 # %% ../nbs/21_dpo.ipynb #0dd4e6ff
 class Pair(NamedTuple):
     "A preference as token ids, int arrays."
-    prompt: np.ndarray      # up to and with the header of the reply
-    chosen: np.ndarray      # the better answer with its end mark
-    rejected: np.ndarray    # the worse one
-    where: str              # `file:line`
-    cut: bool               # did the prompt lose its beginning?
 
-def encode_pair(row,        # `{"chosen": [messages], "rejected": [messages]}`
-                tokenizer,  # `Tokenizer`
-                seq_len,    # tokens that a side may have
-                where="",   # `file:line`
-               ):           # text of the prompt, `Pair`
-    "Tokenise a pair, cut on the left if it must be. Raises `ValueError` as `pair_row` does, and for an answer that does not fit."
+    prompt: np.ndarray  # up to and with the header of the reply
+    chosen: np.ndarray  # the better answer with its end mark
+    rejected: np.ndarray  # the worse one
+    where: str  # `file:line`
+    cut: bool  # did the prompt lose its beginning?
+
+
+def encode_pair(
+    row,  # `{"chosen": [messages], "rejected": [messages]}`
+    tokenizer,  # `Tokenizer`
+    seq_len,  # tokens that a side may have
+    where="",  # `file:line`
+):  # text of the prompt, `Pair`
+    """Tokenise a pair, cut on the left if it must be. Raises `ValueError` as `pair_row` does, and
+    for an answer that does not fit."""
     *sides, tools = pair_row(row)
     prompts, answers = [], []
     for messages in sides:
         ids, mask = encode_chat(tokenizer, messages, tools)
-        begin = next((i for i in range(len(mask) - 1, 0, -1) if mask[i] and not mask[i - 1]), None)     # of the last stretch that is learned
-        if begin is None: raise ValueError("nothing to learn: no token of the assistant's")
+        # of the last stretch that is learned
+        begin = next((i for i in range(len(mask) - 1, 0, -1) if mask[i] and not mask[i - 1]), None)
+        if begin is None:
+            raise ValueError("nothing to learn: no token of the assistant's")
         end = len(mask) - mask[::-1].index(1)
         prompts.append(ids[:begin]), answers.append(ids[begin:end])
-    if prompts[0] != prompts[1]: raise ValueError("prompts differ once the template has written them")
-    if answers[0] == answers[1]: raise ValueError("equal answers: their tokens are the same")
+    if prompts[0] != prompts[1]:
+        raise ValueError("prompts differ once the template has written them")
+    if answers[0] == answers[1]:
+        raise ValueError("equal answers: their tokens are the same")
     room = seq_len - max(map(len, answers))
-    if room < 1: raise ValueError(f"answer too long: {max(map(len, answers))} tokens do not fit in seq_len={seq_len} with one of the prompt; raise seq_len")
+    if room < 1:
+        raise ValueError(
+            f"answer too long: {max(map(len, answers))} tokens do not fit in seq_len={seq_len} "
+            "with one of the prompt; raise seq_len"
+        )
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     arrays = (np.array(ids, dtype) for ids in (prompts[0][-room:], *answers))
-    return json.dumps([sides[0][:-1], tools], ensure_ascii=False, sort_keys=True), Pair(*arrays, where, len(prompts[0]) > room)
+    return json.dumps([sides[0][:-1], tools], ensure_ascii=False, sort_keys=True), Pair(
+        *arrays, where, len(prompts[0]) > room
+    )
 
 # %% ../nbs/21_dpo.ipynb #7dc87dff
 class Pairs(list):
     "A list of `Pair`, and what was left out on the way to it."
+
     def __init__(self, pairs=(), files=()):
         super().__init__(pairs)
         self.files, self.skipped, self.other_split = tuple(map(str, files)), Counter(), 0
 
-    def left_out(self): return ", ".join(f"{n:,} × {why}" for why, n in self.skipped.items())
+    def left_out(self):
+        return ", ".join(f"{n:,} × {why}" for why, n in self.skipped.items())
 
     def __str__(self):
         learned = sum(len(p.chosen) + len(p.rejected) for p in self)
-        tokens = learned + sum(2*len(p.prompt) for p in self)
-        out = f"{len(self):,} pairs = {tokens:,} tokens, {learned/max(tokens, 1):.0%} of them in the answers"
-        if self.other_split: out += f"; held out: {self.other_split:,}"
-        if cut := sum(p.cut for p in self): out += f"; prompts that lost their beginning: {cut:,}"
+        tokens = learned + sum(2 * len(p.prompt) for p in self)
+        out = f"{len(self):,} pairs = {tokens:,} tokens, {learned / max(tokens, 1):.0%} of them in the answers"
+        if self.other_split:
+            out += f"; held out: {self.other_split:,}"
+        if cut := sum(p.cut for p in self):
+            out += f"; prompts that lost their beginning: {cut:,}"
         return out + (f"; left out: {self.left_out()}" if self.skipped else "")
 
-def read_pairs(files,         # jsonl files of pairs
-               tokenizer,     # `Tokenizer`
-               seq_len,       # tokens that a side may have
-               split=None,    # "train" or "heldout": one side of `in_heldout`, decided by the prompt; None: all
-               mixed=False,   # may rows be questions with an `answer`? They are passed over then
-               **reader_args, # as for `JsonlReader`
-              ):              # `Pairs`
+
+def read_pairs(
+    files,  # jsonl files of pairs
+    tokenizer,  # `Tokenizer`
+    seq_len,  # tokens that a side may have
+    split=None,  # "train" or "heldout": one side of `in_heldout`, decided by the prompt; None: all
+    mixed=False,  # may rows be questions with an `answer`? They are passed over then
+    **reader_args,  # as for `JsonlReader`
+):  # `Pairs`
     "Tokenise pairs, once, into memory: two bytes a token. Raises `BadLine`."
-    def check(row): return None if mixed and "chosen" not in row and ("answer" in row or "must_contain" in row) else encode_pair(row, tokenizer, seq_len)
+
+    def check(row):
+        return (
+            None
+            if mixed and "chosen" not in row and ("answer" in row or "must_contain" in row)
+            else encode_pair(row, tokenizer, seq_len)
+        )
+
     out = Pairs(files=files)
     for file in files:
         reader = JsonlReader(file, check=check, **reader_args)
         for line, (prompt, pair) in ((line, item) for line, item in reader if item):
-            if split and in_heldout(prompt) != (split == "heldout"): out.other_split += 1
-            else: out.append(pair._replace(where=f"{file}:{line}"))
+            if split and in_heldout(prompt) != (split == "heldout"):
+                out.other_split += 1
+            else:
+                out.append(pair._replace(where=f"{file}:{line}"))
         out.skipped += reader.skipped
     return out
 
 # %% ../nbs/21_dpo.ipynb #f01047c1
 class PairBatches:
-    "Batches of whole pairs, the chosen answer first. `at(step)` is a pure function of the seed and the step."
-    sequences = 2            # that a row holds
-    def __init__(self, pairs,       # `Pairs`
-                 batch_size,        # pairs an optimizer step
-                 seed=0,            # of the order
-                 pad_id=0,          # input where there is nothing
-                ):
-        if not pairs:
-            why = ", ".join(filter(None, (pairs.left_out(), f"{pairs.other_split:,} held out" if pairs.other_split else "")))
-            raise ValueError(f"{', '.join(pairs.files)}: no pair is left to train on ({why or 'there is none'})")
-        self.pairs, self.pad_id, self.order = pairs, pad_id or 0, EpochRows(len(pairs), batch_size, seed)
-        self.lengths = np.array([[len(p.prompt) + len(answer) for answer in (p.chosen, p.rejected)] for p in pairs])
-        self.steps_per_epoch, self.tokens_per_epoch = self.order.steps_per_epoch, int(self.lengths.sum())
-        self.fill = self.tokens_per_epoch/sum(r.size*r.max() for r in (self.lengths[self.order.at(step)] for step in range(self.steps_per_epoch)))
-        digest = hashlib.sha256()
-        for ids in (ids for p in pairs for ids in p[:3]): digest.update(len(ids).to_bytes(8, "big") + ids.tobytes())
-        self.identity = {"tokens_per_epoch": self.tokens_per_epoch, "data_sha256": digest.hexdigest()}     # what a resumed run must find again
-        self.reference = torch.zeros(len(pairs), 2)       # log-probabilities of the answers under the reference, until we have them
+    """Batches of whole pairs, the chosen answer first. `at(step)` is a pure function of the seed
+    and the step."""
 
-    def rows(self, numbers):        # of pairs, int array
-        "The tensors of some pairs: `input_ids`, `labels` (the answers only), `segment_ids` (0 is filling), each `(P, 2, T)`, and `ref_logps` `(P, 2)`."
+    sequences = 2  # that a row holds
+
+    def __init__(
+        self,
+        pairs,  # `Pairs`
+        batch_size,  # pairs an optimizer step
+        seed=0,  # of the order
+        pad_id=0,  # input where there is nothing
+    ):
+        if not pairs:
+            why = ", ".join(
+                filter(
+                    None,
+                    (
+                        pairs.left_out(),
+                        f"{pairs.other_split:,} held out" if pairs.other_split else "",
+                    ),
+                )
+            )
+            raise ValueError(
+                f"{', '.join(pairs.files)}: no pair is left to train on ({why or 'there is none'})"
+            )
+        self.pairs, self.pad_id, self.order = (
+            pairs,
+            pad_id or 0,
+            EpochRows(len(pairs), batch_size, seed),
+        )
+        self.lengths = np.array(
+            [[len(p.prompt) + len(answer) for answer in (p.chosen, p.rejected)] for p in pairs]
+        )
+        self.steps_per_epoch, self.tokens_per_epoch = (
+            self.order.steps_per_epoch,
+            int(self.lengths.sum()),
+        )
+        self.fill = self.tokens_per_epoch / sum(
+            r.size * r.max()
+            for r in (self.lengths[self.order.at(step)] for step in range(self.steps_per_epoch))
+        )
+        digest = hashlib.sha256()
+        for ids in (ids for p in pairs for ids in p[:3]):
+            digest.update(len(ids).to_bytes(8, "big") + ids.tobytes())
+        # what a resumed run must find again
+        self.identity = {
+            "tokens_per_epoch": self.tokens_per_epoch,
+            "data_sha256": digest.hexdigest(),
+        }
+        # log-probabilities of the answers under the reference, until we have them
+        self.reference = torch.zeros(len(pairs), 2)
+
+    def rows(self, numbers):  # of pairs, int array
+        """The tensors of some pairs: `input_ids`, `labels` (the answers only), `segment_ids` (0 is
+        filling), each `(P, 2, T)`, and `ref_logps` `(P, 2)`."""
         shape = len(numbers), 2, int(self.lengths[numbers].max())
-        ids, labels, segments = (np.full(shape, fill, np.int64) for fill in (self.pad_id, IGNORE, 0))
+        ids, labels, segments = (
+            np.full(shape, fill, np.int64) for fill in (self.pad_id, IGNORE, 0)
+        )
         for row, pair in enumerate(self.pairs[n] for n in numbers):
             for side, answer in enumerate((pair.chosen, pair.rejected)):
                 begin, end = len(pair.prompt), len(pair.prompt) + len(answer)
                 ids[row, side, :begin] = pair.prompt
                 ids[row, side, begin:end] = labels[row, side, begin:end] = answer
                 segments[row, side, :end] = 1
-        return {"ref_logps": self.reference[torch.as_tensor(numbers)], **{k: torch.from_numpy(v) for k, v in dict(input_ids=ids, labels=labels, segment_ids=segments).items()}}
+        return {
+            "ref_logps": self.reference[torch.as_tensor(numbers)],
+            **{
+                k: torch.from_numpy(v)
+                for k, v in dict(input_ids=ids, labels=labels, segment_ids=segments).items()
+            },
+        }
 
-    def at(self, step): return self.rows(self.order.at(step))
+    def at(self, step):
+        return self.rows(self.order.at(step))
 
     def sources(self, step):
         "The `file:line` of every pair of an optimizer step."
         return [self.pairs[n].where for n in self.order.at(step)]
 
 # %% ../nbs/21_dpo.ipynb #12ce8425
-def pair_logps(model,          # a `MiniMind`
-               batch,          # from `PairBatches`
-               routers=None,   # a list for the logits of the routers, as in `MiniMind.hidden`
-              ):               # `(P, 2)` in nats, at least float32
+def pair_logps(
+    model,  # a `MiniMind`
+    batch,  # from `PairBatches`
+    routers=None,  # a list for the logits of the routers, as in `MiniMind.hidden`
+):  # `(P, 2)` in nats, at least float32
     "Log-probability of each answer given its prompt: the sum over its tokens."
-    logps = lm_logprobs(model, batch["labels"].flatten(0, 1), input_ids=batch["input_ids"].flatten(0, 1), routers=routers)
+    logps = lm_logprobs(
+        model,
+        batch["labels"].flatten(0, 1),
+        input_ids=batch["input_ids"].flatten(0, 1),
+        routers=routers,
+    )
     return logps.sum(-1).unflatten(0, (-1, 2))
 
 # %% ../nbs/21_dpo.ipynb #89a3baaa
 @torch.no_grad()
-def reference_logps(model,                # a `MiniMind`
-                    batches,              # `PairBatches`
-                    size=16,              # pairs at a time
-                    dtype=torch.float32,  # of the matrix products
-                   ):                     # `(N, 2)` float32, on the CPU
-    "The model's log-probabilities of all answers, in the order of the pairs. Pairs of like length go together, so that little is filling."
+def reference_logps(
+    model,  # a `MiniMind`
+    batches,  # `PairBatches`
+    size=16,  # pairs at a time
+    dtype=torch.float32,  # of the matrix products
+):  # `(N, 2)` float32, on the CPU
+    """The model's log-probabilities of all answers, in the order of the pairs. Pairs of like length
+    go together, so that little is filling."""
     device, order = next(model.parameters()).device, batches.lengths.max(1).argsort(kind="stable")
     out = torch.empty(len(order), 2)
     for numbers in np.split(order, range(size, len(order), size)):
-        with precision(device, dtype): logps = pair_logps(model, {k: v.to(device) for k, v in batches.rows(numbers).items()})
+        with precision(device, dtype):
+            logps = pair_logps(model, {k: v.to(device) for k, v in batches.rows(numbers).items()})
         out[torch.from_numpy(numbers)] = logps.float().cpu()
     return out
 
-def cached_reference(file,       # safetensors
-                     key,        # JSON-able: all that the numbers depend on
-                     compute,    # `() -> (N, 2)`
-                    ):           # `(N, 2)` float32
-    "What `compute` returns, or what the file holds if it was made with the same key. A damaged or stale file is made again. Raises `OSError`."
-    key = torch.tensor(list(hashlib.sha256(json.dumps(key, sort_keys=True).encode()).digest()), dtype=torch.uint8)
-    try: have = read_tensors(file)
-    except (FileNotFoundError, ValueError): have = {}
-    if "key" not in have or not torch.equal(have["key"], key): write_tensors(file, have := {"key": key, "logps": compute()})
+
+def cached_reference(
+    file,  # safetensors
+    key,  # JSON-able: all that the numbers depend on
+    compute,  # `() -> (N, 2)`
+):  # `(N, 2)` float32
+    """What `compute` returns, or what the file holds if it was made with the same key. A damaged or
+    stale file is made again. Raises `OSError`."""
+    key = torch.tensor(
+        list(hashlib.sha256(json.dumps(key, sort_keys=True).encode()).digest()), dtype=torch.uint8
+    )
+    try:
+        have = read_tensors(file)
+    except (FileNotFoundError, ValueError):
+        have = {}
+    if "key" not in have or not torch.equal(have["key"], key):
+        write_tensors(file, have := {"key": key, "logps": compute()})
     return have["logps"]
 
 # %% ../nbs/21_dpo.ipynb #634defaa
 @dataclass(frozen=True)
 class DPOConfig(StageConfig):
-    "Direct preference optimisation: pairs of a better and a worse answer in, a model that prefers the better out."
-    out: str = "runs/dpo"              # folder of the run
-    init: str = "runs/sft"             # model folder to begin from, which is also the reference
-    data: tuple = ()                   # files of pairs (jsonl of {"chosen": …, "rejected": …}); none: the shipped samples
-    heldout: tuple = ()                # files to measure on, of pairs or of questions with a field `answer`; none: one prompt in 50 of `data` is kept out
-    batch_size: int = 16               # pairs an optimizer step
-    micro_batch_size: int = 16         # pairs a forward pass, two rows each; less memory, same result
-    optimizer: str = "adamw"           # muon or adamw
-    lr: float = 2e-4                   # peak learning rate of AdamW
-    muon_lr: float = 1e-3              # peak learning rate of Muon
-    warmup: int = 10                   # optimizer steps of rising learning rate
-    beta: float = 0.1                  # reward for a nat of log-ratio: the larger, the nearer the model stays to the reference; ipo wants 1/(2 beta) nats a token, begin near 1
-    loss_type: str = "sigmoid"         # sigmoid (DPO), ipo or hinge
-    label_smoothing: float = 0.0       # share of the pairs that are taken to be labelled the wrong way round; sigmoid only
-    sft_weight: float = 1.0            # of the chosen answers' own loss, nats a token, added to the preference loss; 0: plain DPO
-    eval_rows: int = 200               # held-out pairs, and questions, that are measured at an evaluation; 0: none
+    """Direct preference optimisation: pairs of a better and a worse answer in, a model that prefers
+    the better out."""
+
+    out: str = "runs/dpo"  # folder of the run
+    init: str = "runs/sft"  # model folder to begin from, which is also the reference
+    data: tuple = ()  # files of pairs (jsonl of {"chosen": …, "rejected": …}); none: the shipped samples
+    heldout: tuple = ()  # files to measure on, of pairs or of questions with a field `answer`; none: one prompt in 50 of `data` is kept out
+    batch_size: int = 16  # pairs an optimizer step
+    micro_batch_size: int = 16  # pairs a forward pass, two rows each; less memory, same result
+    optimizer: str = "adamw"  # muon or adamw
+    lr: float = 2e-4  # peak learning rate of AdamW
+    muon_lr: float = 1e-3  # peak learning rate of Muon
+    warmup: int = 10  # optimizer steps of rising learning rate
+    beta: float = 0.1  # reward for a nat of log-ratio: the larger, the nearer the model stays to the reference; ipo wants 1/(2 beta) nats a token, begin near 1
+    loss_type: str = "sigmoid"  # sigmoid (DPO), ipo or hinge
+    label_smoothing: float = (
+        0.0  # share of the pairs that are taken to be labelled the wrong way round; sigmoid only
+    )
+    sft_weight: float = 1.0  # of the chosen answers' own loss, nats a token, added to the preference loss; 0: plain DPO
+    eval_rows: int = (
+        200  # held-out pairs, and questions, that are measured at an evaluation; 0: none
+    )
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.sft_weight < math.inf: raise ValueError(f"sft_weight={self.sft_weight!r}: must be zero or positive")
-        dpo_loss(*torch.zeros(4, 1), self.beta, self.loss_type, self.label_smoothing, torch.ones(1, 2))     # refuses what is wrong
+        if not 0 <= self.sft_weight < math.inf:
+            raise ValueError(f"sft_weight={self.sft_weight!r}: must be zero or positive")
+        # refuses what is wrong
+        dpo_loss(
+            *torch.zeros(4, 1), self.beta, self.loss_type, self.label_smoothing, torch.ones(1, 2)
+        )
+
 
 PAIR_SAMPLES = ("dpo.jsonl",), ("dpo_heldout.jsonl", "sft_skills_heldout.jsonl")
 
 # %% ../nbs/21_dpo.ipynb #e31399cf
-def preference_loss(model,     # a `MiniMind`
-                    batch,     # from `PairBatches`
-                    cfg,       # `DPOConfig`
-                   ):          # loss sum, number of pairs, metrics
-    "The loss in the form that the loop takes. With `sft_weight` it includes the chosen answers' own loss, with experts the routers' part; `preference_loss` is then logged beside it."
+def preference_loss(
+    model,  # a `MiniMind`
+    batch,  # from `PairBatches`
+    cfg,  # `DPOConfig`
+):  # loss sum, number of pairs, metrics
+    """The loss in the form that the loop takes. With `sft_weight` it includes the chosen answers'
+    own loss, with experts the routers' part; `preference_loss` is then logged beside it."""
     routers, lengths = [], (batch["labels"] != IGNORE).sum(-1)
     logps = pair_logps(model, batch, routers)
-    loss, metrics = dpo_loss(*logps.T, *batch["ref_logps"].T, cfg.beta, cfg.loss_type, cfg.label_smoothing, lengths)
+    loss, metrics = dpo_loss(
+        *logps.T, *batch["ref_logps"].T, cfg.beta, cfg.loss_type, cfg.label_smoothing, lengths
+    )
     if cfg.sft_weight:
-        nll = -(logps[:, 0]/lengths[:, 0]).mean()
-        loss, metrics = loss + cfg.sft_weight*nll, metrics | {"preference_loss": loss.detach(), "chosen_nll": nll.detach()}
+        nll = -(logps[:, 0] / lengths[:, 0]).mean()
+        loss, metrics = (
+            loss + cfg.sft_weight * nll,
+            metrics | {"preference_loss": loss.detach(), "chosen_nll": nll.detach()},
+        )
     if routers:
         extra, balance = router_loss(model.config, routers, batch["segment_ids"].flatten(0, 1) > 0)
         loss, metrics = loss + extra, {"preference_loss": loss.detach()} | metrics | balance
     weight = len(logps)
-    return loss*weight, weight, {k: v*weight for k, v in metrics.items()}
+    return loss * weight, weight, {k: v * weight for k, v in metrics.items()}
 
-def measure_pairs(logps,       # `(N, 2)` of the model
-                  reference,   # `(N, 2)` of the reference
-                  beta,        # as in `dpo_loss`
-                 ):            # dict of means over the pairs
-    "How often a model prefers the better answer, by reward (`accuracy`) and by plain likelihood (`likelier`), and how far its log-probabilities have moved."
+
+def measure_pairs(
+    logps,  # `(N, 2)` of the model
+    reference,  # `(N, 2)` of the reference
+    beta,  # as in `dpo_loss`
+):  # dict of means over the pairs
+    """How often a model prefers the better answer, by reward (`accuracy`) and by plain likelihood
+    (`likelier`), and how far its log-probabilities have moved."""
     change = logps - reference
-    def better(x): return float((x[:, 0] > x[:, 1]).float().mean())
-    return dict(accuracy=better(change), likelier=better(logps), likelier_before=better(reference), margin=beta*float((change[:, 0] - change[:, 1]).mean()),
-                chosen_change=float(change[:, 0].mean()), rejected_change=float(change[:, 1].mean()))
+
+    def better(x):
+        return float((x[:, 0] > x[:, 1]).float().mean())
+
+    return dict(
+        accuracy=better(change),
+        likelier=better(logps),
+        likelier_before=better(reference),
+        margin=beta * float((change[:, 0] - change[:, 1]).mean()),
+        chosen_change=float(change[:, 0].mean()),
+        rejected_change=float(change[:, 1].mean()),
+    )
 
 # %% ../nbs/21_dpo.ipynb #671f6275
-def run(cfg,                # `DPOConfig`
-        dry_run=False,      # print the plan and stop; nothing is written
-       ):                   # dict of the last numbers
-    "Learn from preferences: the reference's log-probabilities once, then pairs; held-out preferences, and right answers where they are known."
+def run(
+    cfg,  # `DPOConfig`
+    dry_run=False,  # print the plan and stop; nothing is written
+):  # dict of the last numbers
+    """Learn from preferences: the reference's log-probabilities once, then pairs; held-out
+    preferences, and right answers where they are known."""
     with work_folder(cfg, dry_run) as folder:
         files, heldout = cfg.files(PAIR_SAMPLES)
         questions = read_questions(cfg, heldout)
@@ -278,18 +440,57 @@ def run(cfg,                # `DPOConfig`
         read = partial(read_pairs, tokenizer=tokenizer, seq_len=cfg.seq_len, **cfg.reading)
         pairs = read(files, split=None if heldout else "train")
         held = read(heldout, mixed=True) if heldout else read(files, split="heldout")
-        if heldout and cfg.eval_rows and not held and not questions: raise ValueError(f"{', '.join(held.files)}: no usable pair or question ({held.left_out() or 'there is none'})")
+        if heldout and cfg.eval_rows and not held and not questions:
+            raise ValueError(
+                f"{', '.join(held.files)}: no usable pair or question "
+                f"({held.left_out() or 'there is none'})"
+            )
         batches = PairBatches(pairs, cfg.batch_size, cfg.seed, tokenizer.pad_id)
-        held = PairBatches(held[:cfg.eval_rows], cfg.batch_size, pad_id=tokenizer.pad_id) if held[:cfg.eval_rows] else None
+        held = (
+            PairBatches(held[: cfg.eval_rows], cfg.batch_size, pad_id=tokenizer.pad_id)
+            if held[: cfg.eval_rows]
+            else None
+        )
         print(pairs)
-        if cfg.eval_rows and not held and not questions: print(NOTHING_HELD_OUT)
-        def ask(batches): return reference_logps(model, batches, cfg.micro_batch_size, dtype)
+        if cfg.eval_rows and not held and not questions:
+            print(NOTHING_HELD_OUT)
+
+        def ask(batches):
+            return reference_logps(model, batches, cfg.micro_batch_size, dtype)
+
         def evaluate(model):
-            numbers = {f"heldout_{k}": v for k, v in measure_pairs(ask(held), held.reference, cfg.beta).items()} if held else {}
-            return numbers | ({"exact_match": exact_match(model, tokenizer, questions)["accuracy"]} if questions else {})
+            numbers = (
+                {
+                    f"heldout_{k}": v
+                    for k, v in measure_pairs(ask(held), held.reference, cfg.beta).items()
+                }
+                if held
+                else {}
+            )
+            return numbers | (
+                {"exact_match": exact_match(model, tokenizer, questions)["accuracy"]}
+                if questions
+                else {}
+            )
+
         if not dry_run:
             weights = [file_sha256(f) for f in weight_files(cfg.init)]
             model.to(device)
-            for name, b in {"train": batches, "heldout": held}.items():      # the model is still the reference
-                if b: b.reference = cached_reference(folder/"reference"/f"{name}.safetensors", [weights, model.config.to_dict(), b.identity, cfg.seq_len, str(dtype)], partial(ask, b))
-        return run_stage(cfg, model, tokenizer, batches, partial(preference_loss, cfg=cfg), evaluate if held or questions else None, "dpo", dry_run)
+            # the model is still the reference
+            for name, b in {"train": batches, "heldout": held}.items():
+                if b:
+                    b.reference = cached_reference(
+                        folder / "reference" / f"{name}.safetensors",
+                        [weights, model.config.to_dict(), b.identity, cfg.seq_len, str(dtype)],
+                        partial(ask, b),
+                    )
+        return run_stage(
+            cfg,
+            model,
+            tokenizer,
+            batches,
+            partial(preference_loss, cfg=cfg),
+            evaluate if held or questions else None,
+            "dpo",
+            dry_run,
+        )

@@ -19,215 +19,397 @@ from .losses import lm_loss, token_logprobs
 from .generate import generate
 
 # %% ../nbs/14_evaluate.ipynb #6ded28d9
-def text_ids(tokenizer, text):      # `Tokenizer`, str
+def text_ids(tokenizer, text):  # `Tokenizer`, str
     "A text as the model reads it, with the token in front that it was trained with."
     return [text_start(tokenizer), *tokenizer.encode(text)]
 
-def score_windows(ids,       # token ids of one document, a bos in front
-                  seq_len,   # tokens a window
-                  stride,    # new tokens a window; the rest is context
-                 ):          # yields `(window ids, labels)`: every token after the first is scored once
-    "Cut a document into overlapping windows, so that tokens are predicted with context. Raises `ValueError` for a stride that would leave gaps."
-    if not 1 <= stride < seq_len: raise ValueError(f"stride={stride}: must be from 1 to seq_len - 1 = {seq_len - 1}, so that every token has at least one before it")
+
+def score_windows(
+    ids,  # token ids of one document, a bos in front
+    seq_len,  # tokens a window
+    stride,  # new tokens a window; the rest is context
+):  # yields `(window ids, labels)`: every token after the first is scored once
+    """Cut a document into overlapping windows, so that tokens are predicted with context. Raises
+    `ValueError` for a stride that would leave gaps."""
+    if not 1 <= stride < seq_len:
+        raise ValueError(
+            f"stride={stride}: must be from 1 to seq_len - 1 = {seq_len - 1}, so that every "
+            "token has at least one before it"
+        )
     scored = 1
     for start in range(0, len(ids), stride):
-        window = list(ids[start:start + seq_len])
+        window = list(ids[start : start + seq_len])
         old = scored - start
-        yield window, [IGNORE]*old + window[old:]
+        yield window, [IGNORE] * old + window[old:]
         scored = start + len(window)
-        if scored == len(ids): return
+        if scored == len(ids):
+            return
 
 # %% ../nbs/14_evaluate.ipynb #1f7df0f8
-def _device(model): return next(model.parameters()).device
+def _device(model):
+    return next(model.parameters()).device
 
-def _documents(texts): return [texts] if isinstance(texts, str) else list(texts)      # a str is one document, not a list of letters
 
-def _right_padded(rows, fill):      # lists of ints
+def _documents(texts):
+    return (
+        [texts] if isinstance(texts, str) else list(texts)
+    )  # a str is one document, not a list of letters
+
+
+def _right_padded(rows, fill):  # lists of ints
     width = max(map(len, rows))
-    return torch.tensor([list(r) + [fill]*(width - len(r)) for r in rows])
+    return torch.tensor([list(r) + [fill] * (width - len(r)) for r in rows])
+
 
 @torch.no_grad()
-def bits_per_byte(model,          # a `MiniMind`
-                  tokenizer,      # `Tokenizer`
-                  texts,          # documents
-                  seq_len=256,    # tokens a window, at least 2
-                  stride=None,    # new tokens a window; default half of `seq_len`
-                  batch_size=16,  # windows at a time
-                 ):               # dict: loss (nats/token), perplexity, bits_per_byte, tokens, bytes
-    "How well the model predicts held-out text, per byte of it, so that tokenizers can be compared. Every byte counts, end tokens don't. Raises `ValueError` if there is no text."
+def bits_per_byte(
+    model,  # a `MiniMind`
+    tokenizer,  # `Tokenizer`
+    texts,  # documents
+    seq_len=256,  # tokens a window, at least 2
+    stride=None,  # new tokens a window; default half of `seq_len`
+    batch_size=16,  # windows at a time
+):  # dict: loss (nats/token), perplexity, bits_per_byte, tokens, bytes
+    """How well the model predicts held-out text, per byte of it, so that tokenizers can be
+    compared. Every byte counts, end tokens don't. Raises `ValueError` if there is no text."""
     texts = _documents(texts)
-    windows = [w for t in texts for w in score_windows(text_ids(tokenizer, t), seq_len, stride or max(1, seq_len//2))]
-    windows.sort(key=lambda w: len(w[0]))                     # equal lengths together: less padding
-    size, tokens, nats = sum(len(t.encode()) for t in texts), sum(l != IGNORE for _, labels in windows for l in labels), 0.
-    if not tokens: raise ValueError(f"there is nothing to predict in {len(texts)} documents of {size} bytes")
+    windows = [
+        w
+        for t in texts
+        for w in score_windows(text_ids(tokenizer, t), seq_len, stride or max(1, seq_len // 2))
+    ]
+    # equal lengths together: less padding
+    windows.sort(key=lambda w: len(w[0]))
+    size, tokens, nats = (
+        sum(len(t.encode()) for t in texts),
+        sum(l != IGNORE for _, labels in windows for l in labels),
+        0.0,
+    )
+    if not tokens:
+        raise ValueError(f"there is nothing to predict in {len(texts)} documents of {size} bytes")
     for i in range(0, len(windows), batch_size):
-        ids, labels = zip(*windows[i:i + batch_size])
-        nats += float(lm_loss(model, _right_padded(labels, IGNORE).to(_device(model)), reduction="sum", input_ids=_right_padded(ids, 0).to(_device(model))))
-    return dict(loss=nats/tokens, perplexity=math.exp(min(nats/tokens, 700.)), bits_per_byte=nats/math.log(2)/size, tokens=tokens, bytes=size)
+        ids, labels = zip(*windows[i : i + batch_size])
+        nats += float(
+            lm_loss(
+                model,
+                _right_padded(labels, IGNORE).to(_device(model)),
+                reduction="sum",
+                input_ids=_right_padded(ids, 0).to(_device(model)),
+            )
+        )
+    return dict(
+        loss=nats / tokens,
+        perplexity=math.exp(min(nats / tokens, 700.0)),
+        bits_per_byte=nats / math.log(2) / size,
+        tokens=tokens,
+        bytes=size,
+    )
 
 # %% ../nbs/14_evaluate.ipynb #72039cd5
-def xz_bits_per_byte(texts,      # documents
-                     first=(),   # documents that the compressor has seen before
-                    ):           # bits per byte
-    "Bits per byte of `xz -9e` on the documents one after another. Raises `ValueError` if there is no text."
-    def compressed(texts): return len(lzma.compress("\n".join(texts).encode(), preset=9 | lzma.PRESET_EXTREME))
+def xz_bits_per_byte(
+    texts,  # documents
+    first=(),  # documents that the compressor has seen before
+):  # bits per byte
+    """Bits per byte of `xz -9e` on the documents one after another. Raises `ValueError` if there is
+    no text."""
+
+    def compressed(texts):
+        return len(lzma.compress("\n".join(texts).encode(), preset=9 | lzma.PRESET_EXTREME))
+
     texts, first = _documents(texts), _documents(first)
-    if not any(texts): raise ValueError("there is no text to compress")
-    return 8*(compressed(first + texts) - (compressed(first) if first else 0))/len("\n".join(texts).encode())
+    if not any(texts):
+        raise ValueError("there is no text to compress")
+    return (
+        8
+        * (compressed(first + texts) - (compressed(first) if first else 0))
+        / len("\n".join(texts).encode())
+    )
 
 # %% ../nbs/14_evaluate.ipynb #2c9fdc15
 class Bigram:
-    "Unigram (add-one) and bigram (Witten–Bell 1991) probabilities from the counts of a token stream."
-    def __init__(self, tokens,                # int array `(N,)`
-                 vocab_size,                  # V
-                ):
+    """Unigram (add-one) and bigram (Witten–Bell 1991) probabilities from the counts of a token
+    stream."""
+
+    def __init__(
+        self,
+        tokens,  # int array `(N,)`
+        vocab_size,  # V
+    ):
         V, tokens = vocab_size, np.asarray(tokens, dtype=np.int64)
         self.vocab_size = V
-        self.unigram = (np.bincount(tokens, minlength=V) + 1)/(len(tokens) + V)               # `(V,)`, sums to 1
-        self.pairs, self.counts = np.unique(tokens[:-1]*V + tokens[1:], return_counts=True)   # the pair (s, t) as one number s·V + t, sorted
-        self.total, self.kinds = np.bincount(self.pairs//V, self.counts, V), np.bincount(self.pairs//V, minlength=V)
+        # `(V,)`, sums to 1
+        self.unigram = (np.bincount(tokens, minlength=V) + 1) / (len(tokens) + V)
+        # the pair (s, t) as one number s·V + t, sorted
+        self.pairs, self.counts = np.unique(tokens[:-1] * V + tokens[1:], return_counts=True)
+        self.total, self.kinds = (
+            np.bincount(self.pairs // V, self.counts, V),
+            np.bincount(self.pairs // V, minlength=V),
+        )
 
-    def __call__(self, before,                # int array: the tokens s
-                 token,                       # int array of the same shape: the tokens t
-                ):                            # p(t | s)
-        key = np.asarray(before)*self.vocab_size + token
+    def __call__(
+        self,
+        before,  # int array: the tokens s
+        token,  # int array of the same shape: the tokens t
+    ):  # p(t | s)
+        key = np.asarray(before) * self.vocab_size + token
         where = np.searchsorted(self.pairs, key)
         found = np.append(self.pairs, -1)[where] == key
         seen, kinds = np.where(found, np.append(self.counts, 0)[where], 0), self.kinds[before]
-        return np.where(kinds > 0, (seen + kinds*self.unigram[token])/np.maximum(self.total[before] + kinds, 1), self.unigram[token])
+        return np.where(
+            kinds > 0,
+            (seen + kinds * self.unigram[token]) / np.maximum(self.total[before] + kinds, 1),
+            self.unigram[token],
+        )
 
-def ngram_bits_per_byte(store,       # `TokenStore` to count in
-                        tokenizer,   # `Tokenizer` of the store
-                        texts,       # the held-out documents
-                        max_tokens=20 << 20,   # counted at most; each takes about 32 bytes of memory while it is counted
-                       ):            # dict: unigram, bigram
+
+def ngram_bits_per_byte(
+    store,  # `TokenStore` to count in
+    tokenizer,  # `Tokenizer` of the store
+    texts,  # the held-out documents
+    max_tokens=20 << 20,  # counted at most; each takes about 32 bytes of memory while it is counted
+):  # dict: unigram, bigram
     "Bits per byte of a unigram and of a bigram model, counted in the training tokens."
-    model, bits, texts = Bigram(store.tokens[:max_tokens], tokenizer.vocab_size), np.zeros(2), _documents(texts)
+    model, bits, texts = (
+        Bigram(store.tokens[:max_tokens], tokenizer.vocab_size),
+        np.zeros(2),
+        _documents(texts),
+    )
     for text in texts:
         ids = np.array(text_ids(tokenizer, text))
         bits -= np.log2(model.unigram[ids[1:]]).sum(), np.log2(model(ids[:-1], ids[1:])).sum()
-    unigram, bigram = (bits/sum(len(t.encode()) for t in texts)).tolist()
+    unigram, bigram = (bits / sum(len(t.encode()) for t in texts)).tolist()
     return dict(unigram=unigram, bigram=bigram)
 
 # %% ../nbs/14_evaluate.ipynb #c35ef7ca
-def wilson(right,    # successes
-           n,        # trials
-           z=1.96,   # 95 %
-          ):         # low, high
+def wilson(
+    right,  # successes
+    n,  # trials
+    z=1.96,  # 95 %
+):  # low, high
     "Wilson's confidence interval of a share (Wilson 1927)."
-    if not 0 <= right <= n: raise ValueError(f"{right} right of {n}")
-    if not n: return 0., 1.
-    p, d = right/n, 1 + z*z/n
-    middle, half = (p + z*z/(2*n))/d, z*math.sqrt(p*(1 - p)/n + z*z/(4*n*n))/d
-    return middle - half if right else 0., middle + half if right < n else 1.      # 0 and 1 exactly, not up to rounding
+    if not 0 <= right <= n:
+        raise ValueError(f"{right} right of {n}")
+    if not n:
+        return 0.0, 1.0
+    p, d = right / n, 1 + z * z / n
+    middle, half = (
+        (p + z * z / (2 * n)) / d,
+        z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / d,
+    )
+    # 0 and 1 exactly, not up to rounding
+    return middle - half if right else 0.0, middle + half if right < n else 1.0
 
 # %% ../nbs/14_evaluate.ipynb #bd72b14c
-def check_choices(item):            # a row of a multiple-choice file
+def check_choices(item):  # a row of a multiple-choice file
     "The item itself. Raises `ValueError` saying what it lacks."
     choices, answer = item.get("choices"), item.get("answer")
-    if not isinstance(item.get("question"), str): raise ValueError("a multiple-choice item needs a 'question' (text)")
-    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices): raise ValueError("'choices' must be a list of two texts or more, none empty")
-    if type(answer) is not int or not 0 <= answer < len(choices): raise ValueError(f"'answer' is {answer!r}; it must be the number of the right choice, from 0 to {len(choices) - 1}")
+    if not isinstance(item.get("question"), str):
+        raise ValueError("a multiple-choice item needs a 'question' (text)")
+    if (
+        not isinstance(choices, list)
+        or len(choices) < 2
+        or not all(isinstance(c, str) and c for c in choices)
+    ):
+        raise ValueError("'choices' must be a list of two texts or more, none empty")
+    if type(answer) is not int or not 0 <= answer < len(choices):
+        raise ValueError(
+            f"'answer' is {answer!r}; it must be the number of the right choice, from 0 to "
+            f"{len(choices) - 1}"
+        )
     return item
 
+
 @torch.no_grad()
-def choice_logprobs(model,          # a `MiniMind`
-                    tokenizer,      # `Tokenizer`
-                    items,          # dicts of question (str), choices (list of str), answer (index); for plain text also context (str)
-                    as_chat=False,  # ask as a user and score the choices as replies; else as plain text to continue
-                    batch_size=32,  # choices at a time
-                   ):               # for each item a list of log p(choice | question), in nats
-    "Log-probability of each choice after its question (after `context` if the item has one and is not asked as chat). Raises `ValueError` for a malformed item."
+def choice_logprobs(
+    model,  # a `MiniMind`
+    tokenizer,  # `Tokenizer`
+    items,  # dicts of question (str), choices (list of str), answer (index); for plain text also context (str)
+    as_chat=False,  # ask as a user and score the choices as replies; else as plain text to continue
+    batch_size=32,  # choices at a time
+):  # for each item a list of log p(choice | question), in nats
+    """Log-probability of each choice after its question (after `context` if the item has one and is
+    not asked as chat). Raises `ValueError` for a malformed item."""
     rows, items = [], list(map(check_choices, items))
     for item in items:
-        if as_chat: question = encode_chat(tokenizer, [{"role": "user", "content": item["question"]}], add_generation_prompt=True)[0]
-        else: question = text_ids(tokenizer, item.get("context") or item["question"])
-        rows += [(question + answer, [IGNORE]*len(question) + answer) for answer in map(tokenizer.encode, item["choices"])]
-    order, scores = sorted(range(len(rows)), key=lambda i: len(rows[i][0])), [0.]*len(rows)
+        if as_chat:
+            question = encode_chat(
+                tokenizer,
+                [{"role": "user", "content": item["question"]}],
+                add_generation_prompt=True,
+            )[0]
+        else:
+            question = text_ids(tokenizer, item.get("context") or item["question"])
+        rows += [
+            (question + answer, [IGNORE] * len(question) + answer)
+            for answer in map(tokenizer.encode, item["choices"])
+        ]
+    order, scores = sorted(range(len(rows)), key=lambda i: len(rows[i][0])), [0.0] * len(rows)
     for i in range(0, len(rows), batch_size):
-        ids, labels = zip(*(rows[j] for j in order[i:i + batch_size]))
-        logp = token_logprobs(model(_right_padded(ids, 0).to(_device(model))), _right_padded(labels, IGNORE).to(_device(model))).sum(-1).tolist()
-        for j, score in zip(order[i:i + batch_size], logp): scores[j] = score
+        ids, labels = zip(*(rows[j] for j in order[i : i + batch_size]))
+        logp = (
+            token_logprobs(
+                model(_right_padded(ids, 0).to(_device(model))),
+                _right_padded(labels, IGNORE).to(_device(model)),
+            )
+            .sum(-1)
+            .tolist()
+        )
+        for j, score in zip(order[i : i + batch_size], logp):
+            scores[j] = score
     scores = iter(scores)
     return [[next(scores) for _ in item["choices"]] for item in items]
 
-def multiple_choice(model, tokenizer, items, as_chat=False, batch_size=32,    # as in `choice_logprobs`
-                    per_byte=True,  # divide by the bytes of the choice; False prefers short ones
-                   ):               # dict: accuracy, low, high (95 %), chance, n
-    "Share of items whose right choice is the likeliest. Raises `ValueError` if there are no items, or a malformed one."
+
+def multiple_choice(
+    model,
+    tokenizer,
+    items,
+    as_chat=False,
+    batch_size=32,  # as in `choice_logprobs`
+    per_byte=True,  # divide by the bytes of the choice; False prefers short ones
+):  # dict: accuracy, low, high (95 %), chance, n
+    """Share of items whose right choice is the likeliest. Raises `ValueError` if there are no
+    items, or a malformed one."""
     items = list(items)
-    if not items: raise ValueError("there are no items to choose in")
+    if not items:
+        raise ValueError("there are no items to choose in")
     right = 0
     for item, logps in zip(items, choice_logprobs(model, tokenizer, items, as_chat, batch_size)):
-        scores = [logp/len(c.encode()) if per_byte else logp for logp, c in zip(logps, item["choices"])]
+        scores = [
+            logp / len(c.encode()) if per_byte else logp for logp, c in zip(logps, item["choices"])
+        ]
         right += scores.index(max(scores)) == item["answer"]
     low, high = wilson(right, len(items))
-    return dict(accuracy=right/len(items), low=low, high=high, chance=sum(1/len(i["choices"]) for i in items)/len(items), n=len(items))
+    return dict(
+        accuracy=right / len(items),
+        low=low,
+        high=high,
+        chance=sum(1 / len(i["choices"]) for i in items) / len(items),
+        n=len(items),
+    )
 
 # %% ../nbs/14_evaluate.ipynb #4c807747
 _NUMBER = re.compile(r"(?:(?<!\d)-)?[0-9]+(?:\.[0-9]+)?")
 _MARKER = re.compile(r"[=:]|\bis\b|是")
 
+
 def normalise(text):
-    "NFKC, lower case, single spaces, none around commas, no full stop at the end: `１7 , 42。` becomes `17,42`."
-    text = unicodedata.normalize("NFKC", text).casefold().replace("、", ",").replace("。", ".").replace("−", "-")
+    """NFKC, lower case, single spaces, none around commas, no full stop at the end: `１7 , 42。`
+    becomes `17,42`."""
+    text = (
+        unicodedata.normalize("NFKC", text)
+        .casefold()
+        .replace("、", ",")
+        .replace("。", ".")
+        .replace("−", "-")
+    )
     return re.sub(r"\s*,\s*", ",", re.sub(r"\s+", " ", text).strip(" .!"))
 
-def extract_answer(reply,    # what the model wrote
-                   answer,   # what is expected
-                  ):         # the part of the reply to compare
-    "The last number of the reply if a whole number is expected (empty if there is none); else what follows the last `=`, `:`, `is` or `是`."
+
+def extract_answer(
+    reply,  # what the model wrote
+    answer,  # what is expected
+):  # the part of the reply to compare
+    """The last number of the reply if a whole number is expected (empty if there is none); else
+    what follows the last `=`, `:`, `is` or `是`."""
     if re.fullmatch(r"-?[0-9]+", normalise(answer)):
-        text = re.sub(r"(?<![0-9,])[0-9]{1,3}(,[0-9]{3})+(?![0-9,])", lambda m: m[0].replace(",", ""), reply)        # 1,234 is one number
+        # 1,234 is one number
+        text = re.sub(
+            r"(?<![0-9,])[0-9]{1,3}(,[0-9]{3})+(?![0-9,])", lambda m: m[0].replace(",", ""), reply
+        )
         return (_NUMBER.findall(normalise(text)) or [""])[-1]
     return normalise(_MARKER.split(normalise(reply))[-1])
 
-def is_right(reply, answer):      # bool
+
+def is_right(reply, answer):  # bool
     "Whether a reply gives the expected answer, exactly, after normalisation."
-    bare = lambda text: re.sub(r"^(-?)0+(?=[0-9])", r"\1", normalise(text))       # 007 is 7
+    # 007 is 7
+    bare = lambda text: re.sub(r"^(-?)0+(?=[0-9])", r"\1", normalise(text))
     return bare(answer) in (bare(extract_answer(reply, answer)), bare(reply))
 
 # %% ../nbs/14_evaluate.ipynb #117d0e85
-def check_question(row):            # a row of a question file
+def check_question(row):  # a row of a question file
     "The row itself. Raises `ValueError` saying what it lacks."
     parse_conversation(row, require_reply=False)
-    def text(value): return isinstance(value, str) and normalise(value) != ""
-    if not text(row.get("answer")) and not (isinstance(row.get("must_contain"), list) and row["must_contain"] and all(map(text, row["must_contain"]))):
-        raise ValueError("a question needs an 'answer' (text), or 'must_contain' (a list of texts), and none of them empty")
-    if not isinstance(row.get("skill", ""), str): raise ValueError(f"skill is not a string: {row['skill']!r}")
+
+    def text(value):
+        return isinstance(value, str) and normalise(value) != ""
+
+    if not text(row.get("answer")) and not (
+        isinstance(row.get("must_contain"), list)
+        and row["must_contain"]
+        and all(map(text, row["must_contain"]))
+    ):
+        raise ValueError(
+            "a question needs an 'answer' (text), or 'must_contain' (a list of texts), and "
+            "none of them empty"
+        )
+    if not isinstance(row.get("skill", ""), str):
+        raise ValueError(f"skill is not a string: {row['skill']!r}")
     return row
 
-def answers_row(reply, row):        # bool
-    "Whether a reply gives the `answer` of a row exactly, or contains one of the wordings in `must_contain`."
-    if isinstance(row.get("answer"), str): return is_right(reply, row["answer"])
+
+def answers_row(reply, row):  # bool
+    """Whether a reply gives the `answer` of a row exactly, or contains one of the wordings in
+    `must_contain`."""
+    if isinstance(row.get("answer"), str):
+        return is_right(reply, row["answer"])
     return any(normalise(wording) in normalise(reply) for wording in row["must_contain"])
 
-def answers(model,                  # a `MiniMind`
-            tokenizer,              # `Tokenizer`
-            conversations,          # lists of messages that end with the user's
-            max_new_tokens=96,      # a reply
-            batch_size=64,          # conversations at a time
-            thinking=None,          # as in `encode_chat`
-           ):                       # list of texts, in the order given
+
+def answers(
+    model,  # a `MiniMind`
+    tokenizer,  # `Tokenizer`
+    conversations,  # lists of messages that end with the user's
+    max_new_tokens=96,  # a reply
+    batch_size=64,  # conversations at a time
+    thinking=None,  # as in `encode_chat`
+):  # list of texts, in the order given
     "Greedy replies, in batches of similar length."
-    prompts = [encode_chat(tokenizer, m, thinking=thinking, add_generation_prompt=True)[0] for m in conversations]
-    order, out = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [None]*len(prompts)
+    prompts = [
+        encode_chat(tokenizer, m, thinking=thinking, add_generation_prompt=True)[0]
+        for m in conversations
+    ]
+    order, out = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [None] * len(prompts)
     for at in range(0, len(order), batch_size):
-        batch = order[at:at + batch_size]
-        for i, ids in zip(batch, generate(model, [prompts[i] for i in batch], max_new_tokens, temperature=0)): out[i] = tokenizer.decode(ids, skip_special=True)
+        batch = order[at : at + batch_size]
+        for i, ids in zip(
+            batch, generate(model, [prompts[i] for i in batch], max_new_tokens, temperature=0)
+        ):
+            out[i] = tokenizer.decode(ids, skip_special=True)
     return out
 
-def exact_match(model,              # a `MiniMind`
-                tokenizer,          # `Tokenizer`
-                rows,               # dicts of conversations (a last turn of the assistant is left out), answer or must_contain, and, if there is one, skill
-                max_new_tokens=64,  # a reply
-               ):                   # dict: accuracy, low, high (95 %), n, skills {name: (right, n)}, replies
-    "Ask every question greedily and count the right answers. Raises `ValueError` if there are none, or a malformed one."
+
+def exact_match(
+    model,  # a `MiniMind`
+    tokenizer,  # `Tokenizer`
+    rows,  # dicts of conversations (a last turn of the assistant is left out), answer or must_contain, and, if there is one, skill
+    max_new_tokens=64,  # a reply
+):  # dict: accuracy, low, high (95 %), n, skills {name: (right, n)}, replies
+    """Ask every question greedily and count the right answers. Raises `ValueError` if there are
+    none, or a malformed one."""
     rows = list(map(check_question, rows))
-    if not rows: raise ValueError("there are no questions to ask")
+    if not rows:
+        raise ValueError("there are no questions to ask")
     asked = [parse_conversation(r, require_reply=False)[0] for r in rows]
-    replies, skills = answers(model, tokenizer, [m[:-1] if m[-1]["role"] == "assistant" else m for m in asked], max_new_tokens), defaultdict(list)
-    for row, reply in zip(rows, replies): skills[row.get("skill", "all")].append(answers_row(reply, row))
+    replies, skills = (
+        answers(
+            model,
+            tokenizer,
+            [m[:-1] if m[-1]["role"] == "assistant" else m for m in asked],
+            max_new_tokens,
+        ),
+        defaultdict(list),
+    )
+    for row, reply in zip(rows, replies):
+        skills[row.get("skill", "all")].append(answers_row(reply, row))
     right = sum(map(sum, skills.values()))
     low, high = wilson(right, len(rows))
-    return dict(accuracy=right/len(rows), low=low, high=high, n=len(rows), skills={k: (sum(v), len(v)) for k, v in sorted(skills.items())}, replies=replies)
+    return dict(
+        accuracy=right / len(rows),
+        low=low,
+        high=high,
+        n=len(rows),
+        skills={k: (sum(v), len(v)) for k, v in sorted(skills.items())},
+        replies=replies,
+    )

@@ -12,213 +12,333 @@ import torch
 from .chat import encode_chat
 
 # %% ../nbs/09_generate.ipynb #2663a4b6
-def keep_top_k(logits,   # `(B, V)`
-               k,        # how many to keep, at least 1
-              ):         # `(B, V)`
+def keep_top_k(
+    logits,  # `(B, V)`
+    k,  # how many to keep, at least 1
+):  # `(B, V)`
     "Only the `k` largest logits of a row stay finite (and those equal to the `k`-th)."
     kth = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
     return logits.masked_fill(logits < kth, -torch.inf)
 
 # %% ../nbs/09_generate.ipynb #a38fd94b
-def keep_top_p(logits,   # `(B, V)`
-               p,        # in (0, 1]
-              ):         # `(B, V)`
-    "Only the smallest set of tokens whose probability reaches `p` stays finite: the nucleus (Holtzman et al. 2020, eq. 2)."
+def keep_top_p(
+    logits,  # `(B, V)`
+    p,  # in (0, 1]
+):  # `(B, V)`
+    """Only the smallest set of tokens whose probability reaches `p` stays finite: the nucleus
+    (Holtzman et al. 2020, eq. 2)."""
     probs, V = logits.softmax(-1), logits.shape[-1]
-    top, index = probs.topk(V if logits.is_cuda else min(256, V))      # on a CPU, sorting all 6,400 is dearer than the model
-    if top.shape[-1] < V and bool((top.sum(-1) < p).any()): top, index = probs.sort(descending=True)
-    before = top.cumsum(-1) - top                                      # mass of the likelier tokens
+    # on a CPU, sorting all 6,400 is dearer than the model
+    top, index = probs.topk(V if logits.is_cuda else min(256, V))
+    if top.shape[-1] < V and bool((top.sum(-1) < p).any()):
+        top, index = probs.sort(descending=True)
+    # mass of the likelier tokens
+    before = top.cumsum(-1) - top
     outside = torch.ones_like(logits, dtype=torch.bool).scatter_(1, index, before >= p)
     return logits.masked_fill(outside, -torch.inf)
 
 # %% ../nbs/09_generate.ipynb #02527140
-def warp_logits(logits,            # `(B, V)`
-                temperature=1.0,   # > 0: logits are divided by it; below 1 the likely tokens become likelier still
-                top_k=0,           # keep so many tokens; 0: all
-                top_p=1.0,         # keep the likeliest tokens up to this mass; 1: all
-               ):                  # `(B, V)` float32; their softmax is the distribution that tokens are drawn from
+def warp_logits(
+    logits,  # `(B, V)`
+    temperature=1.0,  # > 0: logits are divided by it; below 1 the likely tokens become likelier still
+    top_k=0,  # keep so many tokens; 0: all
+    top_p=1.0,  # keep the likeliest tokens up to this mass; 1: all
+):  # `(B, V)` float32; their softmax is the distribution that tokens are drawn from
     "Temperature, then top-k, then top-p, in Hugging Face's order."
     logits = logits.float()
-    logits = (logits - logits.amax(-1, keepdim=True)).div_(temperature)      # the largest is 0, so that a tiny temperature can't overflow
-    if top_k: logits = keep_top_k(logits, top_k)
-    if top_p < 1: logits = keep_top_p(logits, top_p)
+    # the largest is 0, so that a tiny temperature can't overflow
+    logits = (logits - logits.amax(-1, keepdim=True)).div_(temperature)
+    if top_k:
+        logits = keep_top_k(logits, top_k)
+    if top_p < 1:
+        logits = keep_top_p(logits, top_p)
     return logits
 
-def draw_next(logits,            # `(B, V)`
-              temperature=1.0,   # 0: the likeliest token; else see `warp_logits`
-              top_k=0, top_p=1.0,
-              uniform=None,      # `(B,)` numbers in [0, 1) that decide the draws; default: fresh ones
-             ):                  # tokens `(B,)` int64, and their log-probabilities `(B,)` float32 in the distribution they were drawn from
-    "Draw the next token of each row: the first at which the summed probabilities pass the row's uniform number."
-    if temperature == 0: return logits.argmax(-1), logits.new_zeros(len(logits), dtype=torch.float32)     # nothing else could have been drawn: log 1
-    if uniform is None: uniform = torch.rand(len(logits)).to(logits.device)
-    probs = warp_logits(logits, temperature, top_k, top_p).exp_()          # of the likeliest token 1; not divided by their sum, for that is one more pass over (B, V)
-    mass = probs.cumsum(-1)
-    if not bool(mass[:, -1].isfinite().all()): raise ValueError("the model's logits are not finite: its weights are broken")
-    tokens = torch.searchsorted(mass, uniform[:, None]*mass[:, -1:], right=True)
-    return tokens[:, 0], (probs.gather(1, tokens)/mass[:, -1:]).log()[:, 0]
 
-def sample_next(logits, temperature=1.0, top_k=0, top_p=1.0, uniform=None):     # as in `draw_next`
+def draw_next(
+    logits,  # `(B, V)`
+    temperature=1.0,  # 0: the likeliest token; else see `warp_logits`
+    top_k=0,
+    top_p=1.0,
+    uniform=None,  # `(B,)` numbers in [0, 1) that decide the draws; default: fresh ones
+):  # tokens `(B,)` int64, and their log-probabilities `(B,)` float32 in the distribution they were drawn from
+    """Draw the next token of each row: the first at which the summed probabilities pass the row's
+    uniform number."""
+    # nothing else could have been drawn: log 1
+    if temperature == 0:
+        return logits.argmax(-1), logits.new_zeros(len(logits), dtype=torch.float32)
+    if uniform is None:
+        uniform = torch.rand(len(logits)).to(logits.device)
+    # of the likeliest token 1; not divided by their sum, for that is one more pass over (B, V)
+    probs = warp_logits(logits, temperature, top_k, top_p).exp_()
+    mass = probs.cumsum(-1)
+    if not bool(mass[:, -1].isfinite().all()):
+        raise ValueError("the model's logits are not finite: its weights are broken")
+    tokens = torch.searchsorted(mass, uniform[:, None] * mass[:, -1:], right=True)
+    return tokens[:, 0], (probs.gather(1, tokens) / mass[:, -1:]).log()[:, 0]
+
+
+def sample_next(logits, temperature=1.0, top_k=0, top_p=1.0, uniform=None):  # as in `draw_next`
     "The next token of each row `(B,)` int64, without its log-probability."
     return draw_next(logits, temperature, top_k, top_p, uniform)[0]
 
 # %% ../nbs/09_generate.ipynb #34eb8086
-def penalise(logits,     # `(B, V)`
-             seen,       # `(B, V)` bool: tokens to make less likely
-             penalty,    # > 1 makes them less likely, 1 changes nothing
-            ):           # `(B, V)`
-    "Repetition penalty: positive logits of seen tokens are divided, the others multiplied (CTRL, Keskar et al. 2019, section 4.1)."
-    return torch.where(seen, torch.where(logits > 0, logits/penalty, logits*penalty), logits)
+def penalise(
+    logits,  # `(B, V)`
+    seen,  # `(B, V)` bool: tokens to make less likely
+    penalty,  # > 1 makes them less likely, 1 changes nothing
+):  # `(B, V)`
+    """Repetition penalty: positive logits of seen tokens are divided, the others multiplied (CTRL,
+    Keskar et al. 2019, section 4.1)."""
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 # %% ../nbs/09_generate.ipynb #6d002e76
 def _check(prompts, config, max_new_tokens, temperature, top_k, top_p, repetition_penalty):
     limit, V = config.max_position_embeddings, config.vocab_size
-    if isinstance(prompts, str) or any(isinstance(p, str) or not all(hasattr(i, "__index__") for i in p) for p in prompts):
-        raise ValueError("prompts are lists of token ids, whole numbers: encode the text first, with tokenizer.encode or encode_chat")
-    if not prompts or not all(len(p) for p in prompts): raise ValueError("generation needs prompts, and every prompt at least one token (a lone bos, say)")
-    if max_new_tokens < 1: raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
-    if not 0 <= temperature < math.inf: raise ValueError(f"temperature={temperature}: must be 0 (greedy) or positive")
-    if top_k < 0: raise ValueError(f"top_k={top_k}: must be 0 (off) or positive")
-    if not 0 < top_p <= 1: raise ValueError(f"top_p={top_p}: must be in (0, 1]")
-    if not 0 < repetition_penalty < math.inf: raise ValueError(f"repetition_penalty={repetition_penalty}: must be positive; 1 is off")
-    if (longest := max(map(len, prompts))) >= limit: raise ValueError(f"a prompt of {longest} tokens leaves no room in a context of {limit}; shorten it")
-    if bad := [i for p in prompts for i in p if not 0 <= i < V]: raise ValueError(f"token id {bad[0]} is not in 0…{V - 1}: was the prompt encoded with another tokenizer?")
+    if isinstance(prompts, str) or any(
+        isinstance(p, str) or not all(hasattr(i, "__index__") for i in p) for p in prompts
+    ):
+        raise ValueError(
+            "prompts are lists of token ids, whole numbers: encode the text first, with "
+            "tokenizer.encode or encode_chat"
+        )
+    if not prompts or not all(len(p) for p in prompts):
+        raise ValueError(
+            "generation needs prompts, and every prompt at least one token (a lone bos, say)"
+        )
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature={temperature}: must be 0 (greedy) or positive")
+    if top_k < 0:
+        raise ValueError(f"top_k={top_k}: must be 0 (off) or positive")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p}: must be in (0, 1]")
+    if not 0 < repetition_penalty < math.inf:
+        raise ValueError(f"repetition_penalty={repetition_penalty}: must be positive; 1 is off")
+    if (longest := max(map(len, prompts))) >= limit:
+        raise ValueError(
+            f"a prompt of {longest} tokens leaves no room in a context of {limit}; shorten it"
+        )
+    if bad := [i for p in prompts for i in p if not 0 <= i < V]:
+        raise ValueError(
+            f"token id {bad[0]} is not in 0…{V - 1}: was the prompt encoded with another tokenizer?"
+        )
 
-def stop_ids(model, eos_token_id=None):      # an id, several, or None for the config's; () for none
+
+def stop_ids(model, eos_token_id=None):  # an id, several, or None for the config's; () for none
     "The token ids that end a row, as a frozenset."
-    if eos_token_id is None: eos_token_id = model.config.eos_token_id
-    if eos_token_id is None: return frozenset()
+    if eos_token_id is None:
+        eos_token_id = model.config.eos_token_id
+    if eos_token_id is None:
+        return frozenset()
     return frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)
 
+
 def _uniforms(seed, rows, steps):
-    # A row has its own stream of random numbers: its text depends neither on its neighbours nor on the device.
-    if seed is None: return torch.rand(rows, steps)
-    if hasattr(seed, "__index__"): return _streams(int(seed), rows, steps)      # numpy's numbers too
-    if len(seed) != rows: raise ValueError(f"{len(seed)} seeds for {rows} prompts; give one for each, or one number for all")
+    # A row has its own stream of random numbers: its text depends neither on its neighbours nor on
+    # the device.
+    if seed is None:
+        return torch.rand(rows, steps)
+    # numpy's numbers too
+    if hasattr(seed, "__index__"):
+        return _streams(int(seed), rows, steps)
+    if len(seed) != rows:
+        raise ValueError(
+            f"{len(seed)} seeds for {rows} prompts; give one for each, or one number for all"
+        )
     return torch.cat([_streams(int(s), 1, steps) for s in seed])
+
 
 def _streams(seed, rows, steps):
     def stream(part):
-        subseeds = torch.randint(2**63 - 1, (rows,), generator=torch.Generator().manual_seed(part)).tolist()
-        return torch.stack([torch.rand(steps, generator=torch.Generator().manual_seed(s)) for s in subseeds])
-    if not (high := seed >> 32): return stream(seed)
-    return (stream(seed) + stream(high)) % 1       # torch's generator takes only 32 bits of a seed, so that of a million rows some would share a stream; a longer seed is two streams, added
+        subseeds = torch.randint(
+            2**63 - 1, (rows,), generator=torch.Generator().manual_seed(part)
+        ).tolist()
+        return torch.stack(
+            [torch.rand(steps, generator=torch.Generator().manual_seed(s)) for s in subseeds]
+        )
+
+    if not (high := seed >> 32):
+        return stream(seed)
+    # torch's generator takes only 32 bits of a seed, so that of a million rows some would share a
+    # stream; a longer seed is two streams, added
+    return (stream(seed) + stream(high)) % 1
 
 # %% ../nbs/09_generate.ipynb #a4d5eda0
-def _repeat(cache, copies, whole):      # a cache that is filled; how often; an empty one with room for all rows
+def _repeat(
+    cache, copies, whole
+):  # a cache that is filled; how often; an empty one with room for all rows
     # Every row `copies` times, one after another.
     n = cache.length
-    for old, new in ((cache.k, whole.k), (cache.v, whole.v)): new[:, :, :, :n] = old[:, :, :, :n].repeat_interleave(copies, 1)
-    whole.advance(n, None if cache.segment_ids is None else cache.segment_ids[:, :n].repeat_interleave(copies, 0))
+    for old, new in ((cache.k, whole.k), (cache.v, whole.v)):
+        new[:, :, :, :n] = old[:, :, :, :n].repeat_interleave(copies, 1)
+    whole.advance(
+        n,
+        None
+        if cache.segment_ids is None
+        else cache.segment_ids[:, :n].repeat_interleave(copies, 0),
+    )
     return whole
 
+
 @torch.no_grad()
-def decode_steps(model,                  # a `MiniMind`
-                 prompts,                # lists of token ids, of any lengths
-                 max_new_tokens=256,     # a row; fewer where the context ends
-                 temperature=0.7,        # see `draw_next`
-                 top_k=0, top_p=0.9,     # see `warp_logits`
-                 repetition_penalty=1.0, # see `penalise`; prompt and reply count as seen, end tokens never do
-                 penalty_exempt=(),      # more token ids that are never penalised, e.g. `tokenizer.partial_ids`
-                 eos_token_id=None,      # see `stop_ids`: a row ends when it draws one
-                 seed=None,              # of the draws: one number, or one for each row; default: torch's global generator
-                 copies=1,               # rows a prompt, which is read only once: row r goes on with prompt r // copies
-                 logprobs=False,         # also yield the log-probability of each token, in the distribution it was drawn from?
-                ):                       # yields `(rows, tokens)` or `(rows, tokens, logps)`: which rows are still going, in any order, and their next token
+def decode_steps(
+    model,  # a `MiniMind`
+    prompts,  # lists of token ids, of any lengths
+    max_new_tokens=256,  # a row; fewer where the context ends
+    temperature=0.7,  # see `draw_next`
+    top_k=0,
+    top_p=0.9,  # see `warp_logits`
+    repetition_penalty=1.0,  # see `penalise`; prompt and reply count as seen, end tokens never do
+    penalty_exempt=(),  # more token ids that are never penalised, e.g. `tokenizer.partial_ids`
+    eos_token_id=None,  # see `stop_ids`: a row ends when it draws one
+    seed=None,  # of the draws: one number, or one for each row; default: torch's global generator
+    copies=1,  # rows a prompt, which is read only once: row r goes on with prompt r // copies
+    logprobs=False,  # also yield the log-probability of each token, in the distribution it was drawn from?
+):  # yields `(rows, tokens)` or `(rows, tokens, logps)`: which rows are still going, in any order, and their next token
     "Decode a batch step by step. Prompts are padded on the left, finished rows leave the batch."
     config, device = model.config, model.model.embed_tokens.weight.device
     _check(prompts, config, max_new_tokens, temperature, top_k, top_p, repetition_penalty)
-    if copies < 1: raise ValueError(f"copies={copies}: must be at least 1")
+    if copies < 1:
+        raise ValueError(f"copies={copies}: must be at least 1")
     stop, lengths = stop_ids(model, eos_token_id), [len(p) for p in prompts]
-    width, rows = max(lengths), list(range(len(prompts)*copies))
-    room = [min(max_new_tokens, config.max_position_embeddings - lengths[row//copies]) for row in rows]
+    width, rows = max(lengths), list(range(len(prompts) * copies))
+    room = [
+        min(max_new_tokens, config.max_position_embeddings - lengths[row // copies]) for row in rows
+    ]
     cache = model.new_cache(len(prompts), width + (max(room) if copies == 1 else 0))
-    ids = torch.tensor([[0]*(width - len(p)) + list(p) for p in prompts], device=device)      # padding is masked, so any id will do
+    # padding is masked, so any id will do
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
     positions = segments = seen = uniform = None
     if min(lengths) < width:
-        positions = torch.arange(width, device=device) - (width - torch.tensor(lengths, device=device)[:, None])
+        positions = torch.arange(width, device=device) - (
+            width - torch.tensor(lengths, device=device)[:, None]
+        )
         segments, positions = (positions >= 0).long(), positions.clamp(min=0)
     if repetition_penalty != 1:
         exempt = torch.tensor(sorted(stop.union(penalty_exempt)), dtype=torch.long, device=device)
         exempt = exempt[(exempt >= 0) & (exempt < config.vocab_size)]
         seen = torch.zeros(len(rows), config.vocab_size, dtype=torch.bool, device=device)
-        for row in rows: seen[row, list(prompts[row//copies])] = True
+        for row in rows:
+            seen[row, list(prompts[row // copies])] = True
         seen[:, exempt] = False
-    if temperature: uniform = _uniforms(seed, len(rows), max(room)).to(device)
+    if temperature:
+        uniform = _uniforms(seed, len(rows), max(room)).to(device)
     for step in range(max(room)):
         hidden = model.hidden(ids, positions, segments, cache)[:, -1]
         if step == 0 and copies > 1:
-            hidden, positions = (t if t is None else t.repeat_interleave(copies, 0) for t in (hidden, positions))
+            hidden, positions = (
+                t if t is None else t.repeat_interleave(copies, 0) for t in (hidden, positions)
+            )
             cache = _repeat(cache, copies, model.new_cache(len(rows), width + max(room)))
         logits = model.lm_head(hidden).float()
-        if seen is not None: logits = penalise(logits, seen, repetition_penalty)
-        tokens, logps = draw_next(logits, temperature, top_k, top_p, None if uniform is None else uniform[:, step])
-        drawn = tokens.tolist()                                           # the one place where we wait for the device
+        if seen is not None:
+            logits = penalise(logits, seen, repetition_penalty)
+        tokens, logps = draw_next(
+            logits, temperature, top_k, top_p, None if uniform is None else uniform[:, step]
+        )
+        # the one place where we wait for the device
+        drawn = tokens.tolist()
         yield (rows, drawn, logps.tolist()) if logprobs else (rows, drawn)
-        going = [i for i, (row, token) in enumerate(zip(rows, drawn)) if token not in stop and step + 1 < room[row]]
-        if not going: return
+        going = [
+            i
+            for i, (row, token) in enumerate(zip(rows, drawn))
+            if token not in stop and step + 1 < room[row]
+        ]
+        if not going:
+            return
         if (n := len(going)) < len(rows):
             behind, stays = iter([i for i in going if i >= n]), set(going)
-            order = [i if i in stays else next(behind) for i in range(n)]      # the last rows move into the gaps, the others stay where they are: less to copy
+            # the last rows move into the gaps, the others stay where they are: less to copy
+            order = [i if i in stays else next(behind) for i in range(n)]
             rows, keep = [rows[i] for i in order], torch.tensor(order, device=device)
-            tokens, seen, uniform, positions = (t if t is None else t[keep] for t in (tokens, seen, uniform, positions))
+            tokens, seen, uniform, positions = (
+                t if t is None else t[keep] for t in (tokens, seen, uniform, positions)
+            )
             cache.keep(keep)
-        if seen is not None: seen.scatter_(1, tokens[:, None], True); seen[:, exempt] = False
+        if seen is not None:
+            seen.scatter_(1, tokens[:, None], True)
+            seen[:, exempt] = False
         ids = tokens[:, None]
-        if positions is not None: positions, segments = positions[:, -1:] + 1, torch.ones_like(ids)
+        if positions is not None:
+            positions, segments = positions[:, -1:] + 1, torch.ones_like(ids)
 
 # %% ../nbs/09_generate.ipynb #a5399782
-def generate(model,               # a `MiniMind`
-             prompts,             # lists of ids, or one list of ids
-             max_new_tokens=256,  # a row
-             **options,           # as in `decode_steps`
-            ):                    # a list of new ids for each prompt (or the one list), an end token included when it was drawn
+def generate(
+    model,  # a `MiniMind`
+    prompts,  # lists of ids, or one list of ids
+    max_new_tokens=256,  # a row
+    **options,  # as in `decode_steps`
+):  # a list of new ids for each prompt (or the one list), an end token included when it was drawn
     "Complete a batch of prompts."
-    if hasattr(prompts, "tolist"): prompts = prompts.tolist()
-    if isinstance(prompts, str): prompts = [prompts]                      # refused below, in words
+    if hasattr(prompts, "tolist"):
+        prompts = prompts.tolist()
+    # refused below, in words
+    if isinstance(prompts, str):
+        prompts = [prompts]
     single = len(prompts) > 0 and not hasattr(prompts[0], "__len__")
     batch = [prompts] if single else prompts
     out = [[] for _ in batch]
     for rows, tokens in decode_steps(model, batch, max_new_tokens, **options):
-        for row, token in zip(rows, tokens): out[row].append(token)
+        for row, token in zip(rows, tokens):
+            out[row].append(token)
     return out[0] if single else out
 
 # %% ../nbs/09_generate.ipynb #51613855
 def _hold_back(text, stop):
     # (what may be shown, what may still become a stop string, whether one is complete)
-    if found := [at for s in stop if (at := text.find(s)) >= 0]: return text[:min(found)], "", True
+    if found := [at for s in stop if (at := text.find(s)) >= 0]:
+        return text[: min(found)], "", True
     held = max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
-    return text[:len(text) - held], text[len(text) - held:], False
+    return text[: len(text) - held], text[len(text) - held :], False
 
-def stream(model,              # a `MiniMind`
-           tokenizer,          # `Tokenizer`
-           prompt,             # list of token ids
-           max_new_tokens=256,
-           stop=(),            # strings that end the text and are no part of it
-           **options,          # as in `decode_steps`
-          ):                   # yields pieces of text
-    "Complete one prompt, piece by piece: a character whose bytes lie in several tokens is held back until it is whole, and so is the beginning of a stop string."
+
+def stream(
+    model,  # a `MiniMind`
+    tokenizer,  # `Tokenizer`
+    prompt,  # list of token ids
+    max_new_tokens=256,
+    stop=(),  # strings that end the text and are no part of it
+    **options,  # as in `decode_steps`
+):  # yields pieces of text
+    """Complete one prompt, piece by piece: a character whose bytes lie in several tokens is held
+    back until it is whole, and so is the beginning of a stop string."""
     stop = [stop] if isinstance(stop, str) else list(stop)
-    if not all(stop): raise ValueError("a stop string must not be empty")
-    end, decoder, held = stop_ids(model, options.get("eos_token_id")), codecs.getincrementaldecoder("utf-8")(errors="replace"), ""
+    if not all(stop):
+        raise ValueError("a stop string must not be empty")
+    end, decoder, held = (
+        stop_ids(model, options.get("eos_token_id")),
+        codecs.getincrementaldecoder("utf-8")(errors="replace"),
+        "",
+    )
     for _, (token,) in decode_steps(model, [prompt], max_new_tokens, **options):
-        if token in end: break
+        if token in end:
+            break
         piece, held, done = _hold_back(held + decoder.decode(tokenizer.token_bytes(token)), stop)
-        if piece: yield piece
-        if done: return
+        if piece:
+            yield piece
+        if done:
+            return
     piece, held, done = _hold_back(held + decoder.decode(b"", final=True), stop)
-    if piece + held: yield piece + held
+    if piece + held:
+        yield piece + held
 
 # %% ../nbs/09_generate.ipynb #3f9a45af
-def chat(model,                       # a `MiniMind`
-         tokenizer,                   # `Tokenizer`
-         messages,                    # a conversation, or one question as a string
-         max_new_tokens=256,
-         tools=None, thinking=None,   # as in `encode_chat`
-         **options,                   # as in `decode_steps`
-        ):                            # the reply's text
+def chat(
+    model,  # a `MiniMind`
+    tokenizer,  # `Tokenizer`
+    messages,  # a conversation, or one question as a string
+    max_new_tokens=256,
+    tools=None,
+    thinking=None,  # as in `encode_chat`
+    **options,  # as in `decode_steps`
+):  # the reply's text
     "Answer the last message of a conversation."
-    if isinstance(messages, str): messages = [{"role": "user", "content": messages}]
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
     ids, _ = encode_chat(tokenizer, messages, tools, thinking, add_generation_prompt=True)
     out = generate(model, ids, max_new_tokens, **options)
-    return tokenizer.decode(out[:-1] if out[-1] in stop_ids(model, options.get("eos_token_id")) else out)
+    return tokenizer.decode(
+        out[:-1] if out[-1] in stop_ids(model, options.get("eos_token_id")) else out
+    )

@@ -21,235 +21,407 @@ from .rollout import NOTHING, RLConfig, by_rows, rollout_logps, score_rows
 from .ppo import clipped_loss, k3, run_rl, whiten
 
 # %% ../nbs/24_grpo.ipynb #4bb511d0
-def group_advantages(rewards,          # `(N,)`: the answers to a prompt stand together
-                     group_size,       # G, answers to a prompt
-                     scale="group",    # divide by the standard deviation of the "group", of the "batch", or by nothing: "none"
-                     eps=1e-4,         # added to the standard deviation
-                    ):                 # `(N,)`: above 0 what is better than its siblings
-    "How much better an answer is than the mean of its group (Shao 2024, section 4.1.2); a group of equal rewards has none that is better. Raises `ValueError` on a wrong argument."
-    if scale not in ("group", "batch", "none"): raise ValueError(f"scale={scale!r}: choose group, batch or none")
-    if group_size < 2 or len(rewards) % group_size: raise ValueError(f"{len(rewards)} rewards in groups of {group_size}: a group needs 2 or more, and no group may be cut")
+def group_advantages(
+    rewards,  # `(N,)`: the answers to a prompt stand together
+    group_size,  # G, answers to a prompt
+    scale="group",  # divide by the standard deviation of the "group", of the "batch", or by nothing: "none"
+    eps=1e-4,  # added to the standard deviation
+):  # `(N,)`: above 0 what is better than its siblings
+    """How much better an answer is than the mean of its group (Shao 2024, section 4.1.2); a group
+    of equal rewards has none that is better. Raises `ValueError` on a wrong argument."""
+    if scale not in ("group", "batch", "none"):
+        raise ValueError(f"scale={scale!r}: choose group, batch or none")
+    if group_size < 2 or len(rewards) % group_size:
+        raise ValueError(
+            f"{len(rewards)} rewards in groups of {group_size}: a group needs 2 or more, and no "
+            "group may be cut"
+        )
     groups = rewards.view(-1, group_size)
-    equal = (groups == groups[:, :1]).all(1, keepdim=True)           # exactly 0 then, whatever rounding makes of the mean
-    centred = torch.where(equal, 0., groups - groups.mean(1, keepdim=True))
-    if scale == "group": centred = centred/(groups.std(1, keepdim=True) + eps)
-    elif scale == "batch": centred = centred/(rewards.std() + eps)
+    # exactly 0 then, whatever rounding makes of the mean
+    equal = (groups == groups[:, :1]).all(1, keepdim=True)
+    centred = torch.where(equal, 0.0, groups - groups.mean(1, keepdim=True))
+    if scale == "group":
+        centred = centred / (groups.std(1, keepdim=True) + eps)
+    elif scale == "batch":
+        centred = centred / (rewards.std() + eps)
     return centred.flatten()
 
 # %% ../nbs/24_grpo.ipynb #c8c0a2ba
 GRPO_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo")
-PER_SEQUENCE = ("grpo", "dr_grpo", "gspo")     # whose mean is one over answers; of the others over tokens
-CISPO_WEIGHT = 5.0                             # the largest weight of CISPO, if none is given
+# whose mean is one over answers; of the others over tokens
+PER_SEQUENCE = ("grpo", "dr_grpo", "gspo")
+# the largest weight of CISPO, if none is given
+CISPO_WEIGHT = 5.0
 
-def grpo_loss(logps,                    # `(B, T)` log-probability of each drawn token under the policy that is trained
-              old_logps,                # `(B, T)` under the policy that drew it; None: it is the same policy
-              ref_logps,                # `(B, T)` under the reference; None: there is none
-              advantages,               # `(B,)`, one for each answer, or `(B, T)`
-              mask,                     # `(B, T)` bool: drawn tokens
-              epsilon=0.2,              # the ratio may fall to 1 - ε before the gradient ends
-              epsilon_high=None,        # … and rise to 1 + this; None: the same. For cispo the largest weight itself; None: 5
-              beta=0.0,                 # price of a nat of divergence from the reference
-              loss_type="grpo",         # one of `GRPO_LOSSES`
-              max_completion_length=None,   # the constant of dr_grpo, tokens; None: T
-             ):                         # mean loss, and dict of means, each taken as the loss's is
-    "GRPO (Shao 2024) and its variants: token or sequence ratio, clipped ratio or clipped weight, and what the sum is divided by. Raises `ValueError` on a wrong argument."
-    if loss_type not in GRPO_LOSSES: raise ValueError(f"loss_type={loss_type!r}: choose one of {', '.join(GRPO_LOSSES)}")
-    if beta and ref_logps is None: raise ValueError(f"beta={beta} is a price on the distance from a reference: give ref_logps")
+
+def grpo_loss(
+    logps,  # `(B, T)` log-probability of each drawn token under the policy that is trained
+    old_logps,  # `(B, T)` under the policy that drew it; None: it is the same policy
+    ref_logps,  # `(B, T)` under the reference; None: there is none
+    advantages,  # `(B,)`, one for each answer, or `(B, T)`
+    mask,  # `(B, T)` bool: drawn tokens
+    epsilon=0.2,  # the ratio may fall to 1 - ε before the gradient ends
+    epsilon_high=None,  # … and rise to 1 + this; None: the same. For cispo the largest weight itself; None: 5
+    beta=0.0,  # price of a nat of divergence from the reference
+    loss_type="grpo",  # one of `GRPO_LOSSES`
+    max_completion_length=None,  # the constant of dr_grpo, tokens; None: T
+):  # mean loss, and dict of means, each taken as the loss's is
+    """GRPO (Shao 2024) and its variants: token or sequence ratio, clipped ratio or clipped weight,
+    and what the sum is divided by. Raises `ValueError` on a wrong argument."""
+    if loss_type not in GRPO_LOSSES:
+        raise ValueError(f"loss_type={loss_type!r}: choose one of {', '.join(GRPO_LOSSES)}")
+    if beta and ref_logps is None:
+        raise ValueError(f"beta={beta} is a price on the distance from a reference: give ref_logps")
     mask = mask.bool()
     lengths, tokens = mask.sum(1).clamp(min=1), mask.sum().clamp(min=1)
-    log_ratio = torch.where(mask, logps - (logps.detach() if old_logps is None else old_logps), 0.)
+    log_ratio = torch.where(mask, logps - (logps.detach() if old_logps is None else old_logps), 0.0)
     ratio, advantages = log_ratio.exp(), advantages if advantages.ndim == 2 else advantages[:, None]
     if loss_type == "gspo":
-        sequence_ratio = (log_ratio.sum(1)/lengths).exp()[:, None]         # geometric mean over the answer
+        # geometric mean over the answer
+        sequence_ratio = (log_ratio.sum(1) / lengths).exp()[:, None]
         loss, clipped = clipped_loss(sequence_ratio, advantages, epsilon, epsilon_high)
     elif loss_type == "cispo":
         most = CISPO_WEIGHT if epsilon_high is None else epsilon_high
-        loss, clipped = -ratio.detach().clamp(max=most)*advantages*logps, ratio > most
-    else: loss, clipped = clipped_loss(ratio, advantages, epsilon, epsilon_high)
+        loss, clipped = -ratio.detach().clamp(max=most) * advantages * logps, ratio > most
+    else:
+        loss, clipped = clipped_loss(ratio, advantages, epsilon, epsilon_high)
+
     def mean(x):
-        x = torch.where(mask, x, 0.)
-        return (x.sum(1)/lengths).mean() if loss_type in PER_SEQUENCE else x.sum()/tokens
-    metrics = dict(clip_fraction=mean(clipped.to(logps.dtype).expand_as(logps)), ratio=mean(ratio), kl_step=mean(ratio - log_ratio - 1))
+        x = torch.where(mask, x, 0.0)
+        return (x.sum(1) / lengths).mean() if loss_type in PER_SEQUENCE else x.sum() / tokens
+
+    metrics = dict(
+        clip_fraction=mean(clipped.to(logps.dtype).expand_as(logps)),
+        ratio=mean(ratio),
+        kl_step=mean(ratio - log_ratio - 1),
+    )
     if ref_logps is not None:
         kl = k3(logps, ref_logps)
-        loss, metrics = loss + beta*kl, metrics | dict(kl=mean(kl))
-    if loss_type == "dr_grpo": total = torch.where(mask, loss, 0.).sum()/(len(logps)*(max_completion_length or logps.shape[1]))
-    else: total = mean(loss.expand_as(logps))
+        loss, metrics = loss + beta * kl, metrics | dict(kl=mean(kl))
+    if loss_type == "dr_grpo":
+        total = torch.where(mask, loss, 0.0).sum() / (
+            len(logps) * (max_completion_length or logps.shape[1])
+        )
+    else:
+        total = mean(loss.expand_as(logps))
     return total, {k: v.detach() for k, v in metrics.items()}
 
 # %% ../nbs/24_grpo.ipynb #755a96f4
 @dataclass(frozen=True)
 class PolicyConfig(RLConfig):
     "What the stages without a critic can be told besides."
-    steps: int = 200                   # optimizer steps; 0: as many as `epochs` make
-    loss_type: str = "grpo"            # grpo, bnpo, dr_grpo, dapo, gspo or cispo
-    epsilon: float = 0.2               # how far a ratio may fall below 1 before the gradient ends; for gspo some 0.0003
-    epsilon_high: float = 0.0          # how far it may rise above 1, 0: as far; for cispo the largest weight, 0: 5
+
+    steps: int = 200  # optimizer steps; 0: as many as `epochs` make
+    loss_type: str = "grpo"  # grpo, bnpo, dr_grpo, dapo, gspo or cispo
+    epsilon: float = (
+        0.2  # how far a ratio may fall below 1 before the gradient ends; for gspo some 0.0003
+    )
+    epsilon_high: float = (
+        0.0  # how far it may rise above 1, 0: as far; for cispo the largest weight, 0: 5
+    )
 
     def __post_init__(self):
         super().__post_init__()
-        if self.loss_type not in GRPO_LOSSES: raise ValueError(f"loss_type={self.loss_type!r}: choose one of {', '.join(GRPO_LOSSES)}")
+        if self.loss_type not in GRPO_LOSSES:
+            raise ValueError(
+                f"loss_type={self.loss_type!r}: choose one of {', '.join(GRPO_LOSSES)}"
+            )
         for name in ("epsilon", "epsilon_high"):
-            if not 0 <= getattr(self, name) < math.inf: raise ValueError(f"{name}={getattr(self, name)!r}: must be zero or positive")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be zero or positive")
+
 
 @dataclass(frozen=True)
 class GRPOConfig(PolicyConfig):
-    "Group-relative policy optimisation and its variants: prompts and a reward in, a model that earns more of it out."
-    out: str = "runs/grpo"             # folder of the run
-    scale_rewards: str = "group"       # what advantages are divided by: the standard deviation of the group, of the batch, or none
+    """Group-relative policy optimisation and its variants: prompts and a reward in, a model that
+    earns more of it out."""
+
+    out: str = "runs/grpo"  # folder of the run
+    scale_rewards: str = "group"  # what advantages are divided by: the standard deviation of the group, of the batch, or none
 
     def __post_init__(self):
         super().__post_init__()
-        group_advantages(torch.zeros(self.group_size), self.group_size, self.scale_rewards)      # refuses what is wrong
+        # refuses what is wrong
+        group_advantages(torch.zeros(self.group_size), self.group_size, self.scale_rewards)
 
 # %% ../nbs/24_grpo.ipynb #8aafa0fc
-def policy_loss(model,     # a `MiniMind`
-                batch,     # from `RolloutBatches`, with `advantages`
-                cfg,       # `PolicyConfig`
-               ):          # loss sum, weight, metrics
-    "The loss in the form that the loop takes. The weight is what the mean is over, sequences or tokens, so that micro-batches change nothing; with experts the routers' part is added."
+def policy_loss(
+    model,  # a `MiniMind`
+    batch,  # from `RolloutBatches`, with `advantages`
+    cfg,  # `PolicyConfig`
+):  # loss sum, weight, metrics
+    """The loss in the form that the loop takes. The weight is what the mean is over, sequences or
+    tokens, so that micro-batches change nothing; with experts the routers' part is added."""
     routers, mask = [], batch["labels"][:, 1:] != IGNORE
     logps = rollout_logps(model, batch, cfg.temperature, routers)
-    loss, metrics = grpo_loss(logps, batch.get("old_logps"), batch.get("ref_logps"), batch["advantages"], mask, cfg.epsilon, cfg.epsilon_high or None, cfg.beta, cfg.loss_type, cfg.max_new_tokens)
+    loss, metrics = grpo_loss(
+        logps,
+        batch.get("old_logps"),
+        batch.get("ref_logps"),
+        batch["advantages"],
+        mask,
+        cfg.epsilon,
+        cfg.epsilon_high or None,
+        cfg.beta,
+        cfg.loss_type,
+        cfg.max_new_tokens,
+    )
     if routers:
         extra, balance = router_loss(model.config, routers, batch["segment_ids"] > 0)
         loss, metrics = loss + extra, {"policy_loss": loss.detach()} | metrics | balance
     weight = len(mask) if cfg.loss_type in PER_SEQUENCE else int(mask.sum()) or NOTHING
-    return loss*weight, weight, {k: v*weight for k, v in metrics.items()}
+    return loss * weight, weight, {k: v * weight for k, v in metrics.items()}
 
 # %% ../nbs/24_grpo.ipynb #ef81f0fe
-def run(cfg,                # `GRPOConfig` or `SPOConfig`
-        dry_run=False,      # print the plan and stop; nothing is written
-       ):                   # dict of the last numbers
-    "Policy optimisation without a critic: draw, score, compare with the siblings (GRPO) or with the prompt's history (SPO), step, draw again."
+def run(
+    cfg,  # `GRPOConfig` or `SPOConfig`
+    dry_run=False,  # print the plan and stop; nothing is written
+):  # dict of the last numbers
+    """Policy optimisation without a critic: draw, score, compare with the siblings (GRPO) or with
+    the prompt's history (SPO), step, draw again."""
+
     def grpo(policy, make):
-        return policy, make(lambda rollout: {"advantages": group_advantages(rollout["rewards"], cfg.group_size, cfg.scale_rewards)}), partial(policy_loss, cfg=cfg), {}
-    return run_rl(cfg, "grpo", grpo, dry_run) if isinstance(cfg, GRPOConfig) else run_rl(cfg, "spo", partial(single_stream, cfg=cfg), dry_run)
+        return (
+            policy,
+            make(
+                lambda rollout: {
+                    "advantages": group_advantages(
+                        rollout["rewards"], cfg.group_size, cfg.scale_rewards
+                    )
+                }
+            ),
+            partial(policy_loss, cfg=cfg),
+            {},
+        )
+
+    return (
+        run_rl(cfg, "grpo", grpo, dry_run)
+        if isinstance(cfg, GRPOConfig)
+        else run_rl(cfg, "spo", partial(single_stream, cfg=cfg), dry_run)
+    )
 
 # %% ../nbs/24_grpo.ipynb #ea192eea
 class PromptTracker:
-    "What SPO knows of each prompt: a Beta distribution over the chance of success, `alpha` good and `beta` bad answers, old ones forgotten. A part of the checkpoint."
-    def __init__(self, prompts,        # how many there are
-                 half_life=0.06,       # drift of the policy, in nats a token, after which an old answer counts half
-                 least=0.875,          # ρ of a prompt whose policy has drifted far …
-                 most=0.96,            # … and of one whose policy stands still: 1/(1 - ρ) answers are remembered, 8 to 25
-                 first=0.5,            # chance of success before anything is known, a guess that counts as one answer
-                ):
-        if not 0 < least <= most < 1: raise ValueError(f"least={least}, most={most}: shares below 1, in this order")
-        if not half_life > 0: raise ValueError(f"half_life={half_life}: must be positive")
-        if not 0 < first < 1: raise ValueError(f"first={first}: a chance between 0 and 1")
+    """What SPO knows of each prompt: a Beta distribution over the chance of success, `alpha` good
+    and `beta` bad answers, old ones forgotten. A part of the checkpoint."""
+
+    def __init__(
+        self,
+        prompts,  # how many there are
+        half_life=0.06,  # drift of the policy, in nats a token, after which an old answer counts half
+        least=0.875,  # ρ of a prompt whose policy has drifted far …
+        most=0.96,  # … and of one whose policy stands still: 1/(1 - ρ) answers are remembered, 8 to 25
+        first=0.5,  # chance of success before anything is known, a guess that counts as one answer
+    ):
+        if not 0 < least <= most < 1:
+            raise ValueError(f"least={least}, most={most}: shares below 1, in this order")
+        if not half_life > 0:
+            raise ValueError(f"half_life={half_life}: must be positive")
+        if not 0 < first < 1:
+            raise ValueError(f"first={first}: a chance between 0 and 1")
         self.half_life, self.least, self.most = half_life, least, most
-        self.alpha, self.beta = (torch.full((prompts,), share, dtype=torch.float64) for share in (first, 1 - first))
+        self.alpha, self.beta = (
+            torch.full((prompts,), share, dtype=torch.float64) for share in (first, 1 - first)
+        )
 
-    def value(self, prompts):          # numbers of prompts, `(N,)` int64
+    def value(self, prompts):  # numbers of prompts, `(N,)` int64
         "The expected reward of each prompt, `(N,)` float64: SPO's baseline."
-        return self.alpha[prompts]/(self.alpha[prompts] + self.beta[prompts])
+        return self.alpha[prompts] / (self.alpha[prompts] + self.beta[prompts])
 
-    def keep(self, drift):             # `(N,)`, in nats a token
-        "The share ρ of its memory that a prompt keeps when its policy has drifted so far since its last answer (SPO, eq. 6)."
-        return (2**(-drift/self.half_life)).clamp(self.least, self.most)
+    def keep(self, drift):  # `(N,)`, in nats a token
+        """The share ρ of its memory that a prompt keeps when its policy has drifted so far since
+        its last answer (SPO, eq. 6)."""
+        return (2 ** (-drift / self.half_life)).clamp(self.least, self.most)
 
-    def update(self, prompts,          # `(N,)` int64
-               rewards,                # `(N,)` in [0, 1]
-               drift,                  # `(N,)`, as for `keep`; the same where a prompt comes twice
-              ):
-        "Forget a little, then count the new answers. Raises `ValueError` for rewards outside [0, 1]."
+    def update(
+        self,
+        prompts,  # `(N,)` int64
+        rewards,  # `(N,)` in [0, 1]
+        drift,  # `(N,)`, as for `keep`; the same where a prompt comes twice
+    ):
+        """Forget a little, then count the new answers. Raises `ValueError` for rewards outside [0,
+        1]."""
         rewards = rewards.double()
-        if not bool(((rewards >= 0) & (rewards <= 1)).all()): raise ValueError(f"the tracker counts rewards from 0 to 1, got {float(rewards.min()):.4g} to {float(rewards.max()):.4g}")
+        if not bool(((rewards >= 0) & (rewards <= 1)).all()):
+            raise ValueError(
+                f"the tracker counts rewards from 0 to 1, got {float(rewards.min()):.4g} to "
+                f"{float(rewards.max()):.4g}"
+            )
         rho, keep = self.keep(drift.double()), torch.ones_like(self.alpha)
         keep[prompts] = rho
-        self.alpha = (keep*self.alpha).index_add(0, prompts, rewards)
-        self.beta = (keep*self.beta).index_add(0, prompts, 1 - rewards)
+        self.alpha = (keep * self.alpha).index_add(0, prompts, rewards)
+        self.beta = (keep * self.beta).index_add(0, prompts, 1 - rewards)
 
-    def weights(self, floor=0.05):     # added, so that every prompt comes again
-        "How much there is to learn from each prompt, `(prompts,)`: the standard deviation of its reward, largest where success is a coin (SPO, section 3.3)."
-        value = self.alpha/(self.alpha + self.beta)
-        return (value*(1 - value)).sqrt() + floor
+    def weights(self, floor=0.05):  # added, so that every prompt comes again
+        """How much there is to learn from each prompt, `(prompts,)`: the standard deviation of its
+        reward, largest where success is a coin (SPO, section 3.3)."""
+        value = self.alpha / (self.alpha + self.beta)
+        return (value * (1 - value)).sqrt() + floor
 
-    def state_tensors(self): return {"alpha": self.alpha, "beta": self.beta}
+    def state_tensors(self):
+        return {"alpha": self.alpha, "beta": self.beta}
+
     def load_state_tensors(self, tensors):
-        if tensors["alpha"].shape != self.alpha.shape: raise ValueError(f"the tracker saved here knows {len(tensors['alpha'])} prompts, the data have {len(self.alpha)}")
+        if tensors["alpha"].shape != self.alpha.shape:
+            raise ValueError(
+                f"the tracker saved here knows {len(tensors['alpha'])} prompts, the data have "
+                f"{len(self.alpha)}"
+            )
         self.alpha, self.beta = tensors["alpha"].clone(), tensors["beta"].clone()
 
 # %% ../nbs/24_grpo.ipynb #5561c60c
-def spo_advantages(rewards,            # `(N,)` in [0, 1]
-                   baseline,           # `(N,)`: `PromptTracker.value` from before these rewards were counted
-                  ):                   # `(N,)` float32: mean 0 and variance 1 over the batch
-    "Reward minus what the prompt's history promised, normalised over the whole batch (SPO, eq. 8): no answer needs a sibling."
+def spo_advantages(
+    rewards,  # `(N,)` in [0, 1]
+    baseline,  # `(N,)`: `PromptTracker.value` from before these rewards were counted
+):  # `(N,)` float32: mean 0 and variance 1 over the batch
+    """Reward minus what the prompt's history promised, normalised over the whole batch (SPO, eq.
+    8): no answer needs a sibling."""
     surprise = rewards.double() - baseline
     return whiten(surprise, torch.ones_like(surprise, dtype=torch.bool)).float()
 
 # %% ../nbs/24_grpo.ipynb #ec30a3f6
 @dataclass(frozen=True)
 class SPOConfig(PolicyConfig):
-    "Single-stream policy optimisation: one answer a prompt, measured against what the prompt's history promised."
-    out: str = "runs/spo"              # folder of the run
-    loss_type: str = "dapo"            # grpo, bnpo, dr_grpo, dapo, gspo or cispo
-    prompts: int = 128                 # prompts a rollout, one answer each
-    group_size: int = 1                # completions a prompt: there are no groups
-    reward_low: float = 0.0            # the least that a reply can earn …
-    reward_high: float = 1.0           # … and the most: what lies outside is an error, for the tracker counts in shares
-    half_life: float = 0.06            # drift of the policy, nats a token, after which an old answer counts half
-    keep_least: float = 0.875          # share of its memory that a prompt keeps at an update when the policy has drifted far
-    keep_most: float = 0.96            # and when it stands still
-    first: float = 0.5                 # chance of success before anything is known of a prompt
-    floor: float = 0.05                # added to the weight of every prompt in the draw, so that each comes again
+    """Single-stream policy optimisation: one answer a prompt, measured against what the prompt's
+    history promised."""
+
+    out: str = "runs/spo"  # folder of the run
+    loss_type: str = "dapo"  # grpo, bnpo, dr_grpo, dapo, gspo or cispo
+    prompts: int = 128  # prompts a rollout, one answer each
+    group_size: int = 1  # completions a prompt: there are no groups
+    reward_low: float = 0.0  # the least that a reply can earn …
+    reward_high: float = (
+        1.0  # … and the most: what lies outside is an error, for the tracker counts in shares
+    )
+    half_life: float = (
+        0.06  # drift of the policy, nats a token, after which an old answer counts half
+    )
+    keep_least: float = 0.875  # share of its memory that a prompt keeps at an update when the policy has drifted far
+    keep_most: float = 0.96  # and when it stands still
+    first: float = 0.5  # chance of success before anything is known of a prompt
+    floor: float = 0.05  # added to the weight of every prompt in the draw, so that each comes again
 
     def __post_init__(self):
         super().__post_init__()
-        if self.group_size != 1: raise ValueError(f"group_size={self.group_size!r}: SPO draws one answer for each prompt; raise prompts")
-        if not self.reward_low < self.reward_high: raise ValueError(f"reward_low={self.reward_low!r}: must be below reward_high={self.reward_high!r}")
-        if not 0 < self.floor < math.inf: raise ValueError(f"floor={self.floor!r}: must be positive, or prompts that are always solved never come again")
+        if self.group_size != 1:
+            raise ValueError(
+                f"group_size={self.group_size!r}: SPO draws one answer for each prompt; raise "
+                "prompts"
+            )
+        if not self.reward_low < self.reward_high:
+            raise ValueError(
+                f"reward_low={self.reward_low!r}: must be below reward_high={self.reward_high!r}"
+            )
+        if not 0 < self.floor < math.inf:
+            raise ValueError(
+                f"floor={self.floor!r}: must be positive, or prompts that are always solved "
+                "never come again"
+            )
         PromptTracker(1, self.half_life, self.keep_least, self.keep_most, self.first)
 
 # %% ../nbs/24_grpo.ipynb #e55335cb
 class SinglePrompts:
-    "SPO's part of a rollout: which prompts come next, what was to be expected of them, and how far the policy has drifted since it answered them last. A part of the checkpoint."
-    def __init__(self, prompts,        # how many there are
-                 policy,               # the `MiniMind` that is trained
-                 cfg,                  # `SPOConfig`
-                 dtype=torch.float32): # of the matrix products
+    """SPO's part of a rollout: which prompts come next, what was to be expected of them, and how
+    far the policy has drifted since it answered them last. A part of the checkpoint."""
+
+    def __init__(
+        self,
+        prompts,  # how many there are
+        policy,  # the `MiniMind` that is trained
+        cfg,  # `SPOConfig`
+        dtype=torch.float32,
+    ):  # of the matrix products
         self.policy, self.cfg, self.dtype = policy, cfg, dtype
-        self.tracker = PromptTracker(prompts, cfg.half_life, cfg.keep_least, cfg.keep_most, cfg.first)
-        self.past = {}                 # number of a prompt: ids of prompt and answer, of which the answer; its log-probabilities when it was drawn
+        self.tracker = PromptTracker(
+            prompts, cfg.half_life, cfg.keep_least, cfg.keep_most, cfg.first
+        )
+        # number of a prompt: ids of prompt and answer, of which the answer; its log-probabilities
+        # when it was drawn
+        self.past = {}
 
-    def choose(self, number):          # of the rollout
-        "Numbers of the prompts of a rollout, drawn in proportion to how much there is to learn from them."
+    def choose(self, number):  # of the rollout
+        """Numbers of the prompts of a rollout, drawn in proportion to how much there is to learn
+        from them."""
         weights = self.tracker.weights(self.cfg.floor).numpy()
-        return np.random.default_rng([self.cfg.seed, 3, number]).choice(len(weights), self.cfg.prompts, replace=self.cfg.prompts > len(weights), p=weights/weights.sum()).tolist()
+        return (
+            np.random.default_rng([self.cfg.seed, 3, number])
+            .choice(
+                len(weights),
+                self.cfg.prompts,
+                replace=self.cfg.prompts > len(weights),
+                p=weights / weights.sum(),
+            )
+            .tolist()
+        )
 
-    def prepare(self, rollout):        # from `RolloutBatches.sample`
-        "The advantages of a rollout, `(N,)`; then its rewards are counted. Raises `ValueError` for rewards outside their bounds."
+    def prepare(self, rollout):  # from `RolloutBatches.sample`
+        """The advantages of a rollout, `(N,)`; then its rewards are counted. Raises `ValueError`
+        for rewards outside their bounds."""
         cfg, prompts, rewards = self.cfg, rollout["prompt"], rollout["rewards"].double()
         if not bool(((rewards >= cfg.reward_low) & (rewards <= cfg.reward_high)).all()):
-            raise ValueError(f"rewards from {float(rewards.min()):.4g} to {float(rewards.max()):.4g}, but SPO was told reward_low={cfg.reward_low} and reward_high={cfg.reward_high}: set them to what the reward can give")
-        share = (rewards - cfg.reward_low)/(cfg.reward_high - cfg.reward_low)
+            raise ValueError(
+                f"rewards from {float(rewards.min()):.4g} to {float(rewards.max()):.4g}, but "
+                f"SPO was told reward_low={cfg.reward_low} and "
+                f"reward_high={cfg.reward_high}: set them to what the reward can give"
+            )
+        share = (rewards - cfg.reward_low) / (cfg.reward_high - cfg.reward_low)
         advantages = spo_advantages(share, self.tracker.value(prompts))
         self.tracker.update(prompts, share, self.drift(prompts.tolist()))
         drawn = rollout["labels"][:, 1:] != IGNORE
         ends = (rollout["segment_ids"] > 0).sum(1).tolist()
         for row, prompt in enumerate(prompts.tolist()):
-            self.past[prompt] = rollout["input_ids"][row, :ends[row]].clone(), rollout["labels"][row, :ends[row]] != IGNORE, rollout["logps"][row][drawn[row]]
+            self.past[prompt] = (
+                rollout["input_ids"][row, : ends[row]].clone(),
+                rollout["labels"][row, : ends[row]] != IGNORE,
+                rollout["logps"][row][drawn[row]],
+            )
         return {"advantages": advantages}
 
-    def drift(self, prompts):          # list of numbers
-        "Mean distance, in nats a token, of the last answer's log-probabilities now from those when it was drawn, `(N,)`; 0 for a prompt that was never answered."
+    def drift(self, prompts):  # list of numbers
+        """Mean distance, in nats a token, of the last answer's log-probabilities now from those
+        when it was drawn, `(N,)`; 0 for a prompt that was never answered."""
         out, seen = torch.zeros(len(prompts)), [i for i, p in enumerate(prompts) if p in self.past]
-        if not seen: return out
+        if not seen:
+            return out
         past = [self.past[prompts[i]] for i in seen]
         T = max(len(ids) for ids, _, _ in past)
-        def filled(rows, fill): return torch.stack([F.pad(row, (0, T - len(row)), value=fill) for row in rows])
-        batch = dict(input_ids=filled([ids for ids, _, _ in past], 0), labels=filled([torch.where(answer, ids, IGNORE) for ids, answer, _ in past], IGNORE),
-                     segment_ids=filled([torch.ones_like(ids) for ids, _, _ in past], 0))
-        now = by_rows(lambda rows: score_rows(self.policy, {k: v[rows] for k, v in batch.items()}, self.cfg.temperature, self.cfg.micro_batch_size, self.dtype), len(past))
-        for i, logps, asked, (_, _, then) in zip(seen, now, batch["labels"][:, 1:] != IGNORE, past): out[i] = (logps[asked] - then).abs().mean()
+
+        def filled(rows, fill):
+            return torch.stack([F.pad(row, (0, T - len(row)), value=fill) for row in rows])
+
+        batch = dict(
+            input_ids=filled([ids for ids, _, _ in past], 0),
+            labels=filled([torch.where(answer, ids, IGNORE) for ids, answer, _ in past], IGNORE),
+            segment_ids=filled([torch.ones_like(ids) for ids, _, _ in past], 0),
+        )
+        now = by_rows(
+            lambda rows: score_rows(
+                self.policy,
+                {k: v[rows] for k, v in batch.items()},
+                self.cfg.temperature,
+                self.cfg.micro_batch_size,
+                self.dtype,
+            ),
+            len(past),
+        )
+        for i, logps, asked, (_, _, then) in zip(seen, now, batch["labels"][:, 1:] != IGNORE, past):
+            out[i] = (logps[asked] - then).abs().mean()
         return out
 
     def state_tensors(self):
         past = sorted(self.past.items())
-        def flat(k): return torch.cat([row[k] for _, row in past]) if past else torch.zeros(0)
-        return {**self.tracker.state_tensors(), "past.prompt": torch.tensor([p for p, _ in past], dtype=torch.int64), "past.length": torch.tensor([len(row[0]) for _, row in past], dtype=torch.int64),
-                "past.ids": flat(0).long(), "past.answer": flat(1).bool(), "past.logps": flat(2).float()}
+
+        def flat(k):
+            return torch.cat([row[k] for _, row in past]) if past else torch.zeros(0)
+
+        return {
+            **self.tracker.state_tensors(),
+            "past.prompt": torch.tensor([p for p, _ in past], dtype=torch.int64),
+            "past.length": torch.tensor([len(row[0]) for _, row in past], dtype=torch.int64),
+            "past.ids": flat(0).long(),
+            "past.answer": flat(1).bool(),
+            "past.logps": flat(2).float(),
+        }
 
     def load_state_tensors(self, tensors):
         self.tracker.load_state_tensors(tensors)
@@ -258,8 +430,10 @@ class SinglePrompts:
         logps = tensors["past.logps"].split([int(a.sum()) for a in answers])
         self.past = dict(zip(tensors["past.prompt"].tolist(), zip(ids, answers, logps)))
 
-def single_stream(policy, make, cfg):     # as `run_rl` calls its `setup`; `SPOConfig`
-    "SPO as a setup of `run_rl`: the tracker chooses the prompts, makes the advantages, and is saved."
+
+def single_stream(policy, make, cfg):  # as `run_rl` calls its `setup`; `SPOConfig`
+    """SPO as a setup of `run_rl`: the tracker chooses the prompts, makes the advantages, and is
+    saved."""
     batches = make(lambda rollout: single.prepare(rollout), lambda number: single.choose(number))
     single = SinglePrompts(len(batches.prompts), policy, cfg, batches.dtype)
     return policy, batches, partial(policy_loss, cfg=cfg), {"tracker": single}

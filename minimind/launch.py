@@ -15,8 +15,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-try: import tomllib
-except ModuleNotFoundError: import tomli as tomllib      # Python 3.10 has no reader of TOML in its library
+try:
+    import tomllib
+# Python 3.10 has no reader of TOML in its library
+except ModuleNotFoundError:
+    import tomli as tomllib
 
 import minimind
 from .core import data_dir, read_json, write_json
@@ -30,305 +33,622 @@ from .rollout import prompt_messages
 from .parallel import deepspeed_settings
 
 # %% ../nbs/38_launch.ipynb #3afa6002
-def _cli(): return importlib.import_module("minimind.cli")      # a later chapter, so by name: it knows which stages there are
+def _cli():
+    return importlib.import_module(
+        "minimind.cli"
+    )  # a later chapter, so by name: it knows which stages there are
+
 
 class Stage(NamedTuple):
     "A stage of a recipe."
-    config: object      # the stage's own config
-    given: dict         # the fields that the recipe names
-    nproc: int          # processes on each machine
+
+    config: object  # the stage's own config
+    given: dict  # the fields that the recipe names
+    nproc: int  # processes on each machine
+
 
 @dataclass(frozen=True)
 class Recipe:
     "A run, as `load_recipe` has read it."
-    path: Path          # its file
-    title: str          # one line
-    source: str         # of its numbers
-    gpu: str            # a key of `GPUS`, or "": the CPU
-    gpus: int           # on each machine
-    data: dict          # `{file: {bytes, tokens, from}}`
-    stages: dict        # `{name: Stage}`, in order
-    root: Path          # the folder that its paths are meant from
+
+    path: Path  # its file
+    title: str  # one line
+    source: str  # of its numbers
+    gpu: str  # a key of `GPUS`, or "": the CPU
+    gpus: int  # on each machine
+    data: dict  # `{file: {bytes, tokens, from}}`
+    stages: dict  # `{name: Stage}`, in order
+    root: Path  # the folder that its paths are meant from
 
     @property
-    def name(self): return self.path.stem
+    def name(self):
+        return self.path.stem
 
-    def folder(self, stage): return self.root/self.stages[stage].config.out      # of a stage's run
+    def folder(self, stage):
+        return self.root / self.stages[stage].config.out  # of a stage's run
 
     def only(self, stage=None):
-        "`{name: Stage}` of one stage, or of all. Raises `ValueError` if the recipe has no such stage."
-        if stage: _known(self.path, "this recipe", [stage], list(self.stages))
+        """`{name: Stage}` of one stage, or of all. Raises `ValueError` if the recipe has no such
+        stage."""
+        if stage:
+            _known(self.path, "this recipe", [stage], list(self.stages))
         return {stage: self.stages[stage]} if stage else self.stages
+
 
 def _known(path, where, keys, known):
     "Raise `ValueError` for a key that nothing reads."
     for k in keys:
-        if k not in known: raise ValueError(f"{path}: {where} has no {k!r}" + (_cli().Parser().hint(k, known) or f"; it has {', '.join(known)}"))
+        if k not in known:
+            raise ValueError(
+                f"{path}: {where} has no {k!r}"
+                + (_cli().Parser().hint(k, known) or f"; it has {', '.join(known)}")
+            )
+
 
 def _checked(path, where, key, value, wanted):
     "The value, if it is of the type that a field wants. A single word will do for a list."
-    if wanted is tuple and isinstance(value, str): return (value,)
+    if wanted is tuple and isinstance(value, str):
+        return (value,)
     kinds = {float: (int, float), tuple: (list, tuple)}.get(wanted, wanted)
-    if not isinstance(value, kinds) or isinstance(value, bool) != (wanted is bool): raise ValueError(f"{path}: {key} = {value!r} in {where}: wanted {'a list' if wanted is tuple else wanted.__name__}")
+    if not isinstance(value, kinds) or isinstance(value, bool) != (wanted is bool):
+        raise ValueError(
+            f"{path}: {key} = {value!r} in {where}: wanted "
+            f"{'a list' if wanted is tuple else wanted.__name__}"
+        )
     return tuple(value) if wanted is tuple else wanted(value)
 
-def parse_changes(words):     # list of "KEY=VALUE" or "STAGE.KEY=VALUE"
-    "Changes to a recipe, as a dict. Values are read as in a recipe; what is not TOML is taken as text. Raises `ValueError`."
+
+def parse_changes(words):  # list of "KEY=VALUE" or "STAGE.KEY=VALUE"
+    """Changes to a recipe, as a dict. Values are read as in a recipe; what is not TOML is taken as
+    text. Raises `ValueError`."""
     out = {}
     for word in words:
         key, equals, value = word.partition("=")
-        if not equals or not key: raise ValueError(f"--set {word}: wanted KEY=VALUE, such as lr=1e-4 or sft.epochs=1")
-        try: out[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError: out[key] = value
+        if not equals or not key:
+            raise ValueError(f"--set {word}: wanted KEY=VALUE, such as lr=1e-4 or sft.epochs=1")
+        try:
+            out[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            out[key] = value
     return out
 
 # %% ../nbs/38_launch.ipynb #c48a9cd6
-def load_recipe(path,        # a file of recipes/
-                changes=(),  # `{"lr": 1e-4, "sft.epochs": 1}`: for every stage that has the field, or for one
-                root=".",    # the folder that its paths are meant from
-               ):            # `Recipe`
-    "Read a recipe, and refuse what nothing would read. Raises `FileNotFoundError`, `ValueError` naming file, key and value."
+def load_recipe(
+    path,  # a file of recipes/
+    changes=(),  # `{"lr": 1e-4, "sft.epochs": 1}`: for every stage that has the field, or for one
+    root=".",  # the folder that its paths are meant from
+):  # `Recipe`
+    """Read a recipe, and refuse what nothing would read. Raises `FileNotFoundError`, `ValueError`
+    naming file, key and value."""
     path, root, cli = Path(path), Path(root), _cli()
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such recipe; there are {', '.join(sorted(str(p) for p in path.parent.glob('*.toml'))) or f'none in {path.parent}'}")
-    try: d = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e: raise ValueError(f"{path} is not TOML: {e}") from None
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such recipe; there are "
+            f"{', '.join(sorted(str(p) for p in path.parent.glob('*.toml'))) or f'none in {path.parent}'}"
+        )
+    try:
+        d = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path} is not TOML: {e}") from None
     _known(path, "a recipe", d, ["title", "source", "hardware", "data", *cli.STAGES])
     for key, kind in dict(title=str, source=str, hardware=dict).items():
-        if not isinstance(d.get(key), kind): raise ValueError(f"{path}: a recipe needs {'a table ' if kind is dict else ''}{key}")
+        if not isinstance(d.get(key), kind):
+            raise ValueError(f"{path}: a recipe needs {'a table ' if kind is dict else ''}{key}")
     tables = {name: d[name] for name in d if name in cli.STAGES}
-    if not tables: raise ValueError(f"{path}: a recipe needs at least one stage; there are {', '.join(cli.STAGES)}")
+    if not tables:
+        raise ValueError(
+            f"{path}: a recipe needs at least one stage; there are {', '.join(cli.STAGES)}"
+        )
     _known(path, "[hardware]", d["hardware"], ["gpu", "gpus"])
-    gpu, gpus = (_checked(path, "[hardware]", k, d["hardware"].get(k, default), type(default)) for k, default in (("gpu", ""), ("gpus", 0)))
-    if gpu: _known(path, "the table GPUS", [gpu], list(GPUS))
+    gpu, gpus = (
+        _checked(path, "[hardware]", k, d["hardware"].get(k, default), type(default))
+        for k, default in (("gpu", ""), ("gpus", 0))
+    )
+    if gpu:
+        _known(path, "the table GPUS", [gpu], list(GPUS))
     data = d.get("data", {})
-    for file, facts in data.items(): _known(path, f"[data.{file!r}]", facts, ["bytes", "tokens", "from"])
+    for file, facts in data.items():
+        _known(path, f"[data.{file!r}]", facts, ["bytes", "tokens", "from"])
     classes = {name: cli.stage(name)[1] for name in tables}
-    types = {name: {f.name: f.type for f in fields(cls) if f.init} | {"nproc": int} for name, cls in classes.items()}
+    types = {
+        name: {f.name: f.type for f in fields(cls) if f.init} | {"nproc": int}
+        for name, cls in classes.items()
+    }
     for key, value in dict(changes).items():
         name, _, field = key.rpartition(".")
-        if name: _known(path, "this recipe", [name], list(tables)); _known(path, f"[{name}]", [field], types[name])
-        elif not any(field in known for known in types.values()): _known(path, f"this recipe ({', '.join(tables)})", [field], sorted({k for known in types.values() for k in known}))
-        tables = {n: t | {field: value} if n == name or not name and field in types[n] else t for n, t in tables.items()}
+        if name:
+            _known(path, "this recipe", [name], list(tables))
+            _known(path, f"[{name}]", [field], types[name])
+        elif not any(field in known for known in types.values()):
+            _known(
+                path,
+                f"this recipe ({', '.join(tables)})",
+                [field],
+                sorted({k for known in types.values() for k in known}),
+            )
+        tables = {
+            n: t | {field: value} if n == name or not name and field in types[n] else t
+            for n, t in tables.items()
+        }
     stages = {}
     for name, table in tables.items():
         _known(path, f"[{name}]", table, types[name])
         given = {k: _checked(path, f"[{name}]", k, v, types[name][k]) for k, v in table.items()}
         nproc = given.pop("nproc", 1)
-        if nproc < 1 or gpus and nproc > gpus: raise ValueError(f"{path}: nproc = {nproc} in [{name}]: wanted one process for each GPU at most, and [hardware] says gpus = {gpus}")
-        beside = path.parent/given.get("deepspeed", "")
-        if given.get("deepspeed") and not (beside.is_file() or (root/given["deepspeed"]).is_file()): raise FileNotFoundError(f"{path}: deepspeed = {given['deepspeed']!r} in [{name}]: there is no such file, here or beside the recipe; there are {', '.join(sorted(p.name for p in path.parent.glob('*.json'))) or 'none'}")
-        if nproc > 1 and re.fullmatch(r"cuda:\d+", str(given.get("device"))): raise ValueError(f"{path} [{name}]: device = {given['device']!r} is one card for {nproc} processes; wanted cuda")
-        if beside.is_file(): given["deepspeed"] = os.path.relpath(beside, root) if not os.path.relpath(beside, root).startswith("..") else str(beside.resolve())
-        try: config = classes[name](**given)
-        except ValueError as e: raise ValueError(f"{path} [{name}]: {e}") from None
+        if nproc < 1 or gpus and nproc > gpus:
+            raise ValueError(
+                f"{path}: nproc = {nproc} in [{name}]: wanted one process for each GPU at most, "
+                f"and [hardware] says gpus = {gpus}"
+            )
+        beside = path.parent / given.get("deepspeed", "")
+        if given.get("deepspeed") and not (
+            beside.is_file() or (root / given["deepspeed"]).is_file()
+        ):
+            raise FileNotFoundError(
+                f"{path}: deepspeed = {given['deepspeed']!r} in [{name}]: there is no such file, "
+                "here or beside the recipe; there are "
+                f"{', '.join(sorted(p.name for p in path.parent.glob('*.json'))) or 'none'}"
+            )
+        if nproc > 1 and re.fullmatch(r"cuda:\d+", str(given.get("device"))):
+            raise ValueError(
+                f"{path} [{name}]: device = {given['device']!r} is one card for {nproc} "
+                "processes; wanted cuda"
+            )
+        if beside.is_file():
+            given["deepspeed"] = (
+                os.path.relpath(beside, root)
+                if not os.path.relpath(beside, root).startswith("..")
+                else str(beside.resolve())
+            )
+        try:
+            config = classes[name](**given)
+        except ValueError as e:
+            raise ValueError(f"{path} [{name}]: {e}") from None
         stages[name] = Stage(config, given, nproc)
     return Recipe(path, d["title"], d["source"], gpu, gpus, data, stages, root)
 
 # %% ../nbs/38_launch.ipynb #4480e978
 class GPU(NamedTuple):
     "What a card can do at most."
-    bf16: float         # dense bfloat16 matrix products summed in float32, TFLOP/s; 0: it has no bfloat16
-    fp32: float         # float32, TFLOP/s
-    memory: int         # GB
-    price: float        # USD an hour, rented; see `PRICES`
 
-# Rates and memory: NVIDIA's architecture papers and data sheets (GA102, Ada, A100, H100/H200 SXM, T4), retrieved 2026.
-GPUS = {"T4": GPU(0, 8.1, 16, 0.35), "RTX 3090": GPU(71, 35.6, 24, 0.22), "RTX 4090": GPU(165.2, 82.6, 24, 0.34),
-        "A100": GPU(312, 19.5, 80, 1.39), "H100": GPU(989, 67, 80, 2.69), "H200": GPU(989, 67, 141, 3.59)}
+    bf16: float  # dense bfloat16 matrix products summed in float32, TFLOP/s; 0: it has no bfloat16
+    fp32: float  # float32, TFLOP/s
+    memory: int  # GB
+    price: float  # USD an hour, rented; see `PRICES`
+
+
+# Rates and memory: NVIDIA's architecture papers and data sheets (GA102, Ada, A100, H100/H200 SXM,
+# T4), retrieved 2026.
+GPUS = {
+    "T4": GPU(0, 8.1, 16, 0.35),
+    "RTX 3090": GPU(71, 35.6, 24, 0.22),
+    "RTX 4090": GPU(165.2, 82.6, 24, 0.34),
+    "A100": GPU(312, 19.5, 80, 1.39),
+    "H100": GPU(989, 67, 80, 2.69),
+    "H200": GPU(989, 67, 141, 3.59),
+}
 PRICES = "RunPod's lowest offers of March 2026 (T4: Google Cloud's list); check yours"
 
-def gpu_of(name):             # as the driver tells it, e.g. "NVIDIA GeForce RTX 3090"
-    "The key of `GPUS` that a card's full name stands for, or None. A `Ti` or a laptop's card is another card."
-    return next((key for key in GPUS if re.search(rf"\b{key}\b(?! ?(Ti|SUPER|D|Laptop|Max-Q)\b)", name)), None)
+
+def gpu_of(name):  # as the driver tells it, e.g. "NVIDIA GeForce RTX 3090"
+    """The key of `GPUS` that a card's full name stands for, or None. A `Ti` or a laptop's card is
+    another card."""
+    return next(
+        (key for key in GPUS if re.search(rf"\b{key}\b(?! ?(Ti|SUPER|D|Laptop|Max-Q)\b)", name)),
+        None,
+    )
 
 # %% ../nbs/38_launch.ipynb #2722d4c6
-def stage_command(recipe,      # `Recipe`
-                  stage,       # name of one of its stages
-                  nodes=1,     # machines
-                  address="",  # HOST:PORT where several machines meet: a name or number of one of them
-                 ):            # list of str
-    "The command that a stage of a recipe is. Raises `ValueError` if several machines have nowhere to meet."
+def stage_command(
+    recipe,  # `Recipe`
+    stage,  # name of one of its stages
+    nodes=1,  # machines
+    address="",  # HOST:PORT where several machines meet: a name or number of one of them
+):  # list of str
+    """The command that a stage of a recipe is. Raises `ValueError` if several machines have nowhere
+    to meet."""
     config, given, nproc = recipe.stages[stage]
-    if nodes > 1 and not (re.fullmatch(r"\S+:\d+", address) and 0 < int(address.rpartition(":")[2]) < 65536): raise ValueError(f"address={address!r}: {nodes} machines need one HOST:PORT to meet at, the same on all, such as node0:29500")
+    if nodes > 1 and not (
+        re.fullmatch(r"\S+:\d+", address) and 0 < int(address.rpartition(":")[2]) < 65536
+    ):
+        raise ValueError(
+            f"address={address!r}: {nodes} machines need one HOST:PORT to meet at, the same on "
+            "all, such as node0:29500"
+        )
     argv = [sys.executable, "-m"]
-    if nodes > 1: argv += ["torch.distributed.run", "--nnodes", nodes, "--nproc-per-node", nproc, "--rdzv-backend", "c10d", "--rdzv-endpoint", address, "--rdzv-id", f"{recipe.name}-{stage}", "-m"]
-    elif nproc > 1: argv += ["torch.distributed.run", "--standalone", "--nproc-per-node", nproc, "-m"]
+    if nodes > 1:
+        argv += [
+            "torch.distributed.run",
+            "--nnodes",
+            nodes,
+            "--nproc-per-node",
+            nproc,
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-endpoint",
+            address,
+            "--rdzv-id",
+            f"{recipe.name}-{stage}",
+            "-m",
+        ]
+    elif nproc > 1:
+        argv += ["torch.distributed.run", "--standalone", "--nproc-per-node", nproc, "-m"]
     argv += ["minimind", stage]
     default = {f.name: f.default for f in fields(config)}
     for k, v in given.items():
         flag = k.replace("_", "-")
-        if isinstance(v, bool): argv += [f"--{flag}"] if v else [f"--no-{flag}"] if default[k] else []
-        elif v == default[k] == "": continue
-        else: argv += [f"--{flag}", *v] if isinstance(v, tuple) and v else [f"--{flag}", v] if not isinstance(v, tuple) else []
+        if isinstance(v, bool):
+            argv += [f"--{flag}"] if v else [f"--no-{flag}"] if default[k] else []
+        elif v == default[k] == "":
+            continue
+        else:
+            argv += (
+                [f"--{flag}", *v]
+                if isinstance(v, tuple) and v
+                else [f"--{flag}", v]
+                if not isinstance(v, tuple)
+                else []
+            )
     return [str(a) for a in argv]
 
-def spelt(argv):              # list of str
+
+def spelt(argv):  # list of str
     "A command as one would type it."
     return shlex.join(["python" if argv[0] == sys.executable else argv[0], *argv[1:]])
 
 # %% ../nbs/38_launch.ipynb #5177790b
-def recipe_shape(recipe, stage):         # `Recipe`, name of one of its stages
-    "The `ModelConfig` that a stage trains: a preset, or that of the model it goes on from, be it made by an earlier stage or lying on the disk. None if there is no telling."
+def recipe_shape(recipe, stage):  # `Recipe`, name of one of its stages
+    """The `ModelConfig` that a stage trains: a preset, or that of the model it goes on from, be it
+    made by an earlier stage or lying on the disk. None if there is no telling."""
     config = recipe.stages[stage].config
     if init := getattr(config, "init", ""):
         for name, earlier in recipe.stages.items():
-            if name != stage and earlier.config.out == init: return recipe_shape(recipe, name)
-        return load_config(recipe.root/init) if (recipe.root/init/"config.json").is_file() else None
-    if config.model in PRESETS: return replace(PRESETS[config.model], vocab_size=getattr(config, "vocab_size", PRESETS[config.model].vocab_size))
-    return load_config(recipe.root/config.model) if (recipe.root/config.model/"config.json").is_file() else None
+            if name != stage and earlier.config.out == init:
+                return recipe_shape(recipe, name)
+        return (
+            load_config(recipe.root / init)
+            if (recipe.root / init / "config.json").is_file()
+            else None
+        )
+    if config.model in PRESETS:
+        return replace(
+            PRESETS[config.model],
+            vocab_size=getattr(config, "vocab_size", PRESETS[config.model].vocab_size),
+        )
+    return (
+        load_config(recipe.root / config.model)
+        if (recipe.root / config.model / "config.json").is_file()
+        else None
+    )
+
 
 def stage_plan(recipe, stage, nodes=1):  # `Recipe`, name of one of its stages, machines
-    "What a stage will do, by arithmetic alone: no data, no model and no card is needed. dict; what can't be known beforehand is None."
+    """What a stage will do, by arithmetic alone: no data, no model and no card is needed. dict;
+    what can't be known beforehand is None."""
     config, _, nproc = recipe.stages[stage]
-    if nodes < 1: raise ValueError(f"nodes={nodes}: wanted at least 1")
-    shape, n, gpu = recipe_shape(recipe, stage), nproc*nodes, GPUS.get(recipe.gpu)
-    try:                          # what the stage would refuse
-        if shape: check_length(config, shape)
-        elif not getattr(config, "init", ""): model_shape(config)
-        if config.deepspeed: deepspeed_settings(recipe.root/config.deepspeed, config)
-    except ValueError as e: raise ValueError(f"{recipe.path} [{stage}]: {e}") from None
-    dtype = config.dtype if config.dtype != "auto" else "bfloat16" if gpu and gpu.bf16 else "float32"
+    if nodes < 1:
+        raise ValueError(f"nodes={nodes}: wanted at least 1")
+    shape, n, gpu = recipe_shape(recipe, stage), nproc * nodes, GPUS.get(recipe.gpu)
+    try:  # what the stage would refuse
+        if shape:
+            check_length(config, shape)
+        elif not getattr(config, "init", ""):
+            model_shape(config)
+        if config.deepspeed:
+            deepspeed_settings(recipe.root / config.deepspeed, config)
+    except ValueError as e:
+        raise ValueError(f"{recipe.path} [{stage}]: {e}") from None
+    dtype = (
+        config.dtype if config.dtype != "auto" else "bfloat16" if gpu and gpu.bf16 else "float32"
+    )
     rows, micro = map(list, zip(*dealt_rows(config, config.batch_size, n)))
-    of_step = config.batch_size*config.seq_len
-    epoch = sum(recipe.data.get(file, {}).get("tokens", math.nan) for file in config.data) if config.data else math.nan
-    tokens = config.steps*of_step if config.steps else config.epochs*epoch
-    tokens = None if math.isnan(tokens) or stage not in ("pretrain", "sft") else tokens      # other stages have batches of their own kind
+    of_step = config.batch_size * config.seq_len
+    epoch = (
+        sum(recipe.data.get(file, {}).get("tokens", math.nan) for file in config.data)
+        if config.data
+        else math.nan
+    )
+    tokens = config.steps * of_step if config.steps else config.epochs * epoch
+    # other stages have batches of their own kind
+    tokens = None if math.isnan(tokens) or stage not in ("pretrain", "sft") else tokens
     memory = None
     if shape:
         import torch
-        found = SimpleNamespace(**vars(config) | {"deepspeed": config.deepspeed and str(recipe.root/config.deepspeed)})       # a file to be read from here
+
+        # a file to be read from here
+        found = SimpleNamespace(
+            **vars(config) | {"deepspeed": config.deepspeed and str(recipe.root / config.deepspeed)}
+        )
         memory = sum(memory_bytes(shape, found, getattr(torch, dtype), size=n).values())
-    return dict(parameters=num_parameters(shape) if shape else None, dtype=dtype, processes=n, rows=rows, micro_batches=micro, tokens=tokens, steps=config.steps or (tokens and max(1, round(tokens/of_step))),
-                epochs=tokens/epoch if tokens and epoch == epoch else None, memory=memory, flops=tokens*flops_per_token(shape, config.seq_len) if tokens and shape else None)
+    return dict(
+        parameters=num_parameters(shape) if shape else None,
+        dtype=dtype,
+        processes=n,
+        rows=rows,
+        micro_batches=micro,
+        tokens=tokens,
+        steps=config.steps or (tokens and max(1, round(tokens / of_step))),
+        epochs=tokens / epoch if tokens and epoch == epoch else None,
+        memory=memory,
+        flops=tokens * flops_per_token(shape, config.seq_len) if tokens and shape else None,
+    )
 
-LINK = 10e9                   # bytes a second between two cards: a rough figure for PCI Express, assumed
 
-def send_seconds(parameters, n, link=LINK):        # numbers; processes; bytes a second of the slowest link
-    "Of a step: to add up the float32 gradients of `n` processes around a ring (Patarasuk and Yuan 2009)."
-    return 2*(n - 1)/n*4*parameters/link
+# bytes a second between two cards: a rough figure for PCI Express, assumed
+LINK = 10e9
 
-def estimate(recipe,          # `Recipe`
-             mfu,             # share of the peak rate that is reached, from 0 to 1
-             gpu=None,        # a key of `GPUS`; default: the recipe's
-             nodes=1,         # machines
-             link=LINK,       # bytes a second between two cards, the slowest pair
-            ):                # `{stage: dict of hours and cost (USD)}`, of the stages that can be planned
-    "How long and how dear: FLOPs / (mfu · peak · cards), and what several cards send. Without start-up, evaluation and the making of the token store. Raises `ValueError`."
-    if not 0 < mfu <= 1: raise ValueError(f"mfu={mfu}: a share of the peak rate, above 0 and at most 1")
+
+def send_seconds(
+    parameters, n, link=LINK
+):  # numbers; processes; bytes a second of the slowest link
+    """Of a step: to add up the float32 gradients of `n` processes around a ring (Patarasuk and Yuan
+    2009)."""
+    return 2 * (n - 1) / n * 4 * parameters / link
+
+
+def estimate(
+    recipe,  # `Recipe`
+    mfu,  # share of the peak rate that is reached, from 0 to 1
+    gpu=None,  # a key of `GPUS`; default: the recipe's
+    nodes=1,  # machines
+    link=LINK,  # bytes a second between two cards, the slowest pair
+):  # `{stage: dict of hours and cost (USD)}`, of the stages that can be planned
+    """How long and how dear: FLOPs / (mfu · peak · cards), and what several cards send. Without
+    start-up, evaluation and the making of the token store. Raises `ValueError`."""
+    if not 0 < mfu <= 1:
+        raise ValueError(f"mfu={mfu}: a share of the peak rate, above 0 and at most 1")
     card = GPUS[gpu or recipe.gpu] if gpu or recipe.gpu else None
     out = {}
     for name in recipe.stages:
         p = stage_plan(recipe, name, nodes)
-        if card is None or p["flops"] is None: continue
+        if card is None or p["flops"] is None:
+            continue
         peak = card.bf16 if p["dtype"] == "bfloat16" and card.bf16 else card.fp32
-        busy = recipe.stages[name].config.batch_size/max(p["rows"])          # processes' worth of rows: the fullest one sets the pace
-        hours = (p["flops"]/(mfu*peak*1e12*busy) + p["steps"]*send_seconds(p["parameters"], p["processes"], link))/3600
-        out[name] = dict(hours=hours, cost=hours*p["processes"]*card.price)
+        # processes' worth of rows: the fullest one sets the pace
+        busy = recipe.stages[name].config.batch_size / max(p["rows"])
+        hours = (
+            p["flops"] / (mfu * peak * 1e12 * busy)
+            + p["steps"] * send_seconds(p["parameters"], p["processes"], link)
+        ) / 3600
+        out[name] = dict(hours=hours, cost=hours * p["processes"] * card.price)
     return out
 
 # %% ../nbs/38_launch.ipynb #9b034f59
-ASSUMED_MFU = 0.2, 0.4        # a range, for want of a measurement
+ASSUMED_MFU = 0.2, 0.4  # a range, for want of a measurement
 
-def measured_mfu(gpu, model, compiled=False, results=None):     # a key of `GPUS`; a preset's name; torch.compile or not; folder, default: the repository's
+
+def measured_mfu(
+    gpu, model, compiled=False, results=None
+):  # a key of `GPUS`; a preset's name; torch.compile or not; folder, default: the repository's
     "`(mfu, file)` as `minimind bench gpu` has measured it on this card for this model, or None."
-    results = Path(results or Path(minimind.__file__).resolve().parents[1]/"benchmarks"/"results")
+    results = Path(
+        results or Path(minimind.__file__).resolve().parents[1] / "benchmarks" / "results"
+    )
     for file in sorted(results.glob("gpu-*.json")):
         result = read_json(file)
         for run in result["runs"]:
-            if result["gpu"] == gpu and run["model"] == model and run["compile"] == compiled and run.get("mfu"): return run["mfu"], file
+            if (
+                result["gpu"] == gpu
+                and run["model"] == model
+                and run["compile"] == compiled
+                and run.get("mfu")
+            ):
+                return run["mfu"], file
     return None
 
 # %% ../nbs/38_launch.ipynb #4ba2a86a
-def stage_mfu(recipe, stage):          # `Recipe` for a GPU, name of one of its stages
-    "What a stage's time is estimated with: `(lowest MFU, highest, file where it was measured, or None where it is assumed)`."
+def stage_mfu(recipe, stage):  # `Recipe` for a GPU, name of one of its stages
+    """What a stage's time is estimated with: `(lowest MFU, highest, file where it was measured, or
+    None where it is assumed)`."""
     shape = recipe_shape(recipe, stage)
     model = next((k for k, preset in PRESETS.items() if preset == shape), None)
     measured = measured_mfu(recipe.gpu, model, recipe.stages[stage].config.compile)
     return (measured[0], *measured) if measured else (*ASSUMED_MFU, None)
 
+
 def _cost_lines(recipe, name, p, nodes):
-    "How long a stage takes and what that costs, and whether the share of the peak rate that this rests on is measured or assumed."
+    """How long a stage takes and what that costs, and whether the share of the peak rate that this
+    rests on is measured or assumed."""
     card, (slow, fast, file) = GPUS[recipe.gpu], stage_mfu(recipe, name)
     both = [e[name] for mfu in (fast, slow) if name in (e := estimate(recipe, mfu, nodes=nodes))]
-    if not both: return []
-    why = f"MFU {slow:.0%}, measured: {file.name}" if file else f"if the MFU is {fast:.0%} to {slow:.0%}: assumed, not measured"
-    if p["processes"] > 1: why += f"; {1000*send_seconds(p['parameters'], p['processes']):.0f} ms a step for sending, at {LINK/1e9:.0f} GB/s: assumed"
-    times = dict.fromkeys(f"{e['hours']:.1f} h" if e["hours"] >= 1 else f"{60*e['hours']:.0f} min" for e in both)
+    if not both:
+        return []
+    why = (
+        f"MFU {slow:.0%}, measured: {file.name}"
+        if file
+        else f"if the MFU is {fast:.0%} to {slow:.0%}: assumed, not measured"
+    )
+    if p["processes"] > 1:
+        why += f"; {1000 * send_seconds(p['parameters'], p['processes']):.0f} ms a step for sending, at {LINK / 1e9:.0f} GB/s: assumed"
+    times = dict.fromkeys(
+        f"{e['hours']:.1f} h" if e["hours"] >= 1 else f"{60 * e['hours']:.0f} min" for e in both
+    )
     costs = dict.fromkeys(f"{e['cost']:.2f}" for e in both)
-    return [f"  about {' to '.join(times)}, {why}", f"  about {' to '.join(costs)} USD at {card.price} an hour and card: {PRICES}"]
+    return [
+        f"  about {' to '.join(times)}, {why}",
+        f"  about {' to '.join(costs)} USD at {card.price} an hour and card: {PRICES}",
+    ]
+
 
 def _rank_lines(recipe, name, p, nodes, address):
     "Which process has which device, and which rows of a step."
     config, _, nproc = recipe.stages[name]
     rows = [["rank", "machine", "device", "rows of a step", "micro-batches"]]
-    rows += [[rank, rank//nproc, f"cuda:{rank % nproc}" if recipe.gpu else "cpu", rows, f"{micro} of at most {config.micro_batch_size}"] for rank, (rows, micro) in enumerate(zip(p["rows"], p["micro_batches"]))]
+    rows += [
+        [
+            rank,
+            rank // nproc,
+            f"cuda:{rank % nproc}" if recipe.gpu else "cpu",
+            rows,
+            f"{micro} of at most {config.micro_batch_size}",
+        ]
+        for rank, (rows, micro) in enumerate(zip(p["rows"], p["micro_batches"]))
+    ]
     meet = address if nodes > 1 else "a free port of this machine"
-    return [f"  {p['processes']} ranks on {nodes} machine{'s' if nodes > 1 else ''}, meeting at {meet}", *("  " + line for line in _cli().table(rows).splitlines())]
+    return [
+        f"  {p['processes']} ranks on {nodes} machine{'s' if nodes > 1 else ''}, meeting at {meet}",
+        *("  " + line for line in _cli().table(rows).splitlines()),
+    ]
 
-def format_recipe(recipe, only=None, nodes=1, address=""):      # `Recipe`; one stage; machines; where they meet
-    "What a recipe would do: size, steps, memory, time and cost, who takes which rows, and the commands."
+
+def format_recipe(
+    recipe, only=None, nodes=1, address=""
+):  # `Recipe`; one stage; machines; where they meet
+    """What a recipe would do: size, steps, memory, time and cost, who takes which rows, and the
+    commands."""
     lines = [recipe.title, f"numbers: {recipe.source}", ""]
     number = lambda x: "unknown" if x is None else f"{x:,.0f}"
     card = GPUS.get(recipe.gpu)
     for name, (config, _, _) in recipe.only(only).items():
         p = stage_plan(recipe, name, nodes)
-        where = f"{p['processes']} × {recipe.gpu}" if card else f"{p['processes']} process{'es' if p['processes'] > 1 else ''} on the CPU"
-        memory = "unknown memory" if p["memory"] is None else f"about {p['memory']/1e9:.2g}{f' of {card.memory}' if card else ''} GB"
-        lines.append(f"{name}: {number(p['parameters'])} parameters, {where}, {p['dtype']}, {memory} for each process")
-        if card and p["memory"] and p["memory"] > .9e9*card.memory: lines.append(f"  warning: that does not fit the card; --set {name}.micro_batch_size={max(1, config.micro_batch_size//2)} halves what a forward pass takes")
+        where = (
+            f"{p['processes']} × {recipe.gpu}"
+            if card
+            else f"{p['processes']} process{'es' if p['processes'] > 1 else ''} on the CPU"
+        )
+        memory = (
+            "unknown memory"
+            if p["memory"] is None
+            else f"about {p['memory'] / 1e9:.2g}{f' of {card.memory}' if card else ''} GB"
+        )
+        lines.append(
+            f"{name}: {number(p['parameters'])} parameters, {where}, {p['dtype']}, {memory} "
+            "for each process"
+        )
+        if card and p["memory"] and p["memory"] > 0.9e9 * card.memory:
+            lines.append(
+                "  warning: that does not fit the card; --set "
+                f"{name}.micro_batch_size={max(1, config.micro_batch_size // 2)} "
+                "halves what a "
+                "forward pass takes"
+            )
         epochs = f" = {p['epochs']:.2f} epochs" if p["epochs"] else ""
         work = f", {p['flops']:.1e} FLOPs" if p["flops"] else ""
-        lines.append(f"  {number(p['steps'])} steps of {config.batch_size} rows × {config.seq_len} tokens{epochs}, {number(p['tokens'])} tokens{work}")
-        lines += _cost_lines(recipe, name, p, nodes) if card else ["  time: `--dry-run` of the command below measures a step here and tells"]
-        if idle := p["rows"].count(0): lines.append(f"  warning: {idle} of {p['processes']} processes have no row; --set {name}.batch_size={p['processes']} or more, or fewer processes")
-        if p["processes"] > 1: lines += _rank_lines(recipe, name, p, nodes, address)
+        lines.append(
+            f"  {number(p['steps'])} steps of {config.batch_size} rows × {config.seq_len} "
+            f"tokens{epochs}, {number(p['tokens'])} tokens{work}"
+        )
+        lines += (
+            _cost_lines(recipe, name, p, nodes)
+            if card
+            else ["  time: `--dry-run` of the command below measures a step here and tells"]
+        )
+        if idle := p["rows"].count(0):
+            lines.append(
+                f"  warning: {idle} of {p['processes']} processes have no row; --set "
+                f"{name}.batch_size={p['processes']} or "
+                "more, or fewer processes"
+            )
+        if p["processes"] > 1:
+            lines += _rank_lines(recipe, name, p, nodes, address)
         lines += [f"  $ {spelt(stage_command(recipe, name, nodes, address))}", ""]
     return "\n".join(lines)
 
 # %% ../nbs/38_launch.ipynb #9a20b6d3
 # What a stage's files hold, and the reader that will read them.
-READERS = {"pretrain": open_texts} | dict.fromkeys(("sft", "lora"), partial(JsonlReader, check=chat_row)) | {"dpo": partial(JsonlReader, check=pair_row)} \
-          | dict.fromkeys(("ppo", "grpo", "spo"), partial(JsonlReader, check=prompt_messages))
+READERS = (
+    {"pretrain": open_texts}
+    | dict.fromkeys(("sft", "lora"), partial(JsonlReader, check=chat_row))
+    | {"dpo": partial(JsonlReader, check=pair_row)}
+    | dict.fromkeys(("ppo", "grpo", "spo"), partial(JsonlReader, check=prompt_messages))
+)
 
-def check_data(recipe,        # `Recipe`
-               only=None,     # one of its stages
-               rows=100,      # rows of each file to read
-              ):              # `{file: what was found}`
-    "Are the files of a recipe there, whole, and of the right kind? Raises `FileNotFoundError` with how to fetch what is missing, `ValueError` for a file that is cut off or can't be read."
+
+def check_data(
+    recipe,  # `Recipe`
+    only=None,  # one of its stages
+    rows=100,  # rows of each file to read
+):  # `{file: what was found}`
+    """Are the files of a recipe there, whole, and of the right kind? Raises `FileNotFoundError`
+    with how to fetch what is missing, `ValueError` for a file that is cut off or can't be read."""
     missing, wrong, found = [], [], {}
     for name, (config, _, _) in recipe.only(only).items():
-        if not config.data: found[f"shipped samples ({name})"] = f"in {data_dir().name}"
+        if not config.data:
+            found[f"shipped samples ({name})"] = f"in {data_dir().name}"
         for file in (*config.data, *config.heldout):
-            path, facts = recipe.root/file, recipe.data.get(file, {})
-            if not path.is_file(): missing.append((file, facts)); continue
+            path, facts = recipe.root / file, recipe.data.get(file, {})
+            if not path.is_file():
+                missing.append((file, facts))
+                continue
             size, expected = path.stat().st_size, facts.get("bytes", 0)
-            if size < .9*expected: wrong.append(f"{file} has {size:,} bytes, {expected:,} were expected: cut off in the download?"); continue
+            if size < 0.9 * expected:
+                wrong.append(
+                    f"{file} has {size:,} bytes, {expected:,} were expected: cut off in the "
+                    "download?"
+                )
+                continue
             reader = READERS.get(name, JsonlReader)(path, **config.reading)
-            try: read = sum(1 for _ in zip(range(rows), reader))
-            except ValueError as e: wrong.append(str(e)); continue
-            if not read: wrong.append(f"{file} has no row that {name} can use" + (f" ({dict(reader.skipped)})" if reader.skipped else "")); continue
-            found[file] = f"{size:,} bytes; the first {read} rows are fine for {name}" + (f", {sum(reader.skipped.values())} were left out" if reader.skipped else "")
+            try:
+                read = sum(1 for _ in zip(range(rows), reader))
+            except ValueError as e:
+                wrong.append(str(e))
+                continue
+            if not read:
+                wrong.append(
+                    f"{file} has no row that {name} can use"
+                    + (f" ({dict(reader.skipped)})" if reader.skipped else "")
+                )
+                continue
+            found[file] = f"{size:,} bytes; the first {read} rows are fine for {name}" + (
+                f", {sum(reader.skipped.values())} were left out" if reader.skipped else ""
+            )
         init = getattr(config, "init", "")
-        if init and not (recipe.root/init/"config.json").is_file() and (only or init not in [s.config.out for s in recipe.stages.values()]): wrong.append(f"{init}, which {name} goes on from, is not a model folder")
+        if (
+            init
+            and not (recipe.root / init / "config.json").is_file()
+            and (only or init not in [s.config.out for s in recipe.stages.values()])
+        ):
+            wrong.append(f"{init}, which {name} goes on from, is not a model folder")
     if missing:
-        fetch = [_cli().FETCH.replace("FILE", Path(file).name) for file, facts in missing if facts.get("from") == "minimind"]
-        others = [f"  {file}: {facts.get('from', 'a file of your own')}" for file, facts in missing if facts.get("from") != "minimind"]
-        raise FileNotFoundError("\n".join([f"no such file: {', '.join(dict.fromkeys(file for file, _ in missing))}, looked for from {recipe.root.resolve().name}/", *dict.fromkeys(fetch + others), *wrong]))
-    if wrong: raise ValueError("\n".join(wrong))
+        fetch = [
+            _cli().FETCH.replace("FILE", Path(file).name)
+            for file, facts in missing
+            if facts.get("from") == "minimind"
+        ]
+        others = [
+            f"  {file}: {facts.get('from', 'a file of your own')}"
+            for file, facts in missing
+            if facts.get("from") != "minimind"
+        ]
+        raise FileNotFoundError(
+            "\n".join(
+                [
+                    f"no such file: {', '.join(dict.fromkeys(file for file, _ in missing))}, "
+                    "looked "
+                    f"for from {recipe.root.resolve().name}/",
+                    *dict.fromkeys(fetch + others),
+                    *wrong,
+                ]
+            )
+        )
+    if wrong:
+        raise ValueError("\n".join(wrong))
     return found
 
 # %% ../nbs/38_launch.ipynb #b86df666
-def process_start(pid):       # number of a process
-    "When a process was started, in the system's own words; None if there is none, or a dead one that nobody has asked about yet."
+def process_start(pid):  # number of a process
+    """When a process was started, in the system's own words; None if there is none, or a dead one
+    that nobody has asked about yet."""
     return _start_by_proc(pid) if Path("/proc/self/stat").exists() else _start_by_ps(pid)
 
-def _start_by_proc(pid):      # Linux
-    try: state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()      # a program's name may hold brackets and blanks
-    except OSError: return None
+
+def _start_by_proc(pid):  # Linux
+    # a program's name may hold brackets and blanks
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
     return None if state in "ZX" else rest[18]
 
-def _start_by_ps(pid):        # macOS
-    state, _, since = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True).stdout.strip().partition(" ")
+
+def _start_by_ps(pid):  # macOS
+    state, _, since = (
+        subprocess.run(
+            ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True
+        )
+        .stdout.strip()
+        .partition(" ")
+    )
     return None if state[:1] in ("", "Z") else since.strip()
 
 # %% ../nbs/38_launch.ipynb #84c27d31
@@ -347,21 +667,28 @@ except OSError as e: print(e)
 print("launch: ended with exit code", code, flush=True)
 """
 
+
 class Launch:
-    "A run that lives by itself, told by its folder: start it, find it, follow it, stop it. Whoever follows it can leave, or die, at any time."
-    def __init__(self, folder, name="launch"):     # of the run; of its log and its pid file, should several machines share the folder
+    """A run that lives by itself, told by its folder: start it, find it, follow it, stop it.
+    Whoever follows it can leave, or die, at any time."""
+
+    def __init__(
+        self, folder, name="launch"
+    ):  # of the run; of its log and its pid file, should several machines share the folder
         self.folder = Path(folder)
-        self.log, self.file = self.folder/f"{name}.log", self.folder/f"{name}.json"
+        self.log, self.file = self.folder / f"{name}.log", self.folder / f"{name}.json"
 
     @property
-    def info(self):               # dict: pid, started, host, time, argv, at
+    def info(self):  # dict: pid, started, host, time, argv, at
         "What is known about the last start here. Raises `FileNotFoundError` if there was none."
-        if not self.file.is_file(): raise FileNotFoundError(f"nothing was launched in {self.folder}")
+        if not self.file.is_file():
+            raise FileNotFoundError(f"nothing was launched in {self.folder}")
         return read_json(self.file)
 
     @property
     def code(self):
-        "The exit code of the last start; None while it runs, and if it was killed so that nobody could note it."
+        """The exit code of the last start; None while it runs, and if it was killed so that nobody
+        could note it."""
         with open(self.log, "rb") as f:
             f.seek(max(self.info["at"], self.log.stat().st_size - 200))
             end = re.search(rb"launch: ended with exit code (-?\d+)\n$", f.read())
@@ -370,120 +697,226 @@ class Launch:
     @property
     def running(self):
         "Does it run? Raises `RuntimeError` if only another machine can tell."
-        if not self.file.is_file(): return False
+        if not self.file.is_file():
+            return False
         info = self.info
-        if info["host"] != socket.gethostname() and self.code is None: raise RuntimeError(f"{self.folder} was launched on {info['host']}: only there it can be told whether it runs. If that machine is gone, delete {self.file}")
+        if info["host"] != socket.gethostname() and self.code is None:
+            raise RuntimeError(
+                f"{self.folder} was launched on {info['host']}: only there it can be told "
+                "whether it runs. If that machine is "
+                f"gone, delete {self.file}"
+            )
         return process_start(info["pid"]) == info["started"]
 
-    def start(self, argv,         # list of str
-              cwd=".",            # the folder to run it in
-              env=None,           # dict, beside this process's own environment
-             ):                   # self
-        "Start a command in a session of its own. Raises `ValueError` if there is one running, `OSError`."
-        if os.name != "posix": raise RuntimeError("a run can be set free on Linux and macOS only; here, give the command that --dry-run prints in a terminal of its own")
-        if self.running: raise ValueError(f"{self.folder}: a run is going on there already (process {self.info['pid']}); .follow() looks at it, .stop() ends it")
+    def start(
+        self,
+        argv,  # list of str
+        cwd=".",  # the folder to run it in
+        env=None,  # dict, beside this process's own environment
+    ):  # self
+        """Start a command in a session of its own. Raises `ValueError` if there is one running,
+        `OSError`."""
+        if os.name != "posix":
+            raise RuntimeError(
+                "a run can be set free on Linux and macOS only; here, give the command that "
+                "--dry-run prints in a terminal of its own"
+            )
+        if self.running:
+            raise ValueError(
+                f"{self.folder}: a run is going on there already (process {self.info['pid']}); "
+                ".follow() looks at it, .stop() ends it"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
-        package = str(Path(minimind.__file__).resolve().parents[1])                    # the same minimind, from whatever folder
-        settings = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))} | (env or {})
+        # the same minimind, from whatever folder
+        package = str(Path(minimind.__file__).resolve().parents[1])
+        settings = (
+            os.environ
+            | {
+                "PYTHONUNBUFFERED": "1",
+                "PYTHONPATH": os.pathsep.join(
+                    filter(None, [package, os.environ.get("PYTHONPATH")])
+                ),
+            }
+            | (env or {})
+        )
         with open(self.log, "ab") as log:
             at = log.tell()
-            log.write(f"$ {spelt(argv)}\n".encode()); log.flush()
-            process = subprocess.Popen([sys.executable, "-c", _KEEPER, *argv], cwd=cwd, env=settings, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        write_json(self.file, dict(pid=process.pid, started=process_start(process.pid), host=socket.gethostname(), time=time.strftime("%Y-%m-%d %H:%M:%S"), argv=list(argv), at=at))
+            log.write(f"$ {spelt(argv)}\n".encode())
+            log.flush()
+            process = subprocess.Popen(
+                [sys.executable, "-c", _KEEPER, *argv],
+                cwd=cwd,
+                env=settings,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        write_json(
+            self.file,
+            dict(
+                pid=process.pid,
+                started=process_start(process.pid),
+                host=socket.gethostname(),
+                time=time.strftime("%Y-%m-%d %H:%M:%S"),
+                argv=list(argv),
+                at=at,
+            ),
+        )
         return self
 
-    def lines(self, every=0.2):   # seconds between looks
+    def lines(self, every=0.2):  # seconds between looks
         "The lines of the log since the last start, as they come, until the run ends."
         with open(self.log, "rb") as f:
             f.seek(self.info["at"])
             rest = b""
             while True:
-                running = self.running                       # asked first, so that its last words are not missed
+                # asked first, so that its last words are not missed
+                running = self.running
                 *lines, rest = (rest + f.read()).split(b"\n")
-                for line in lines + [rest]*(not running and bool(rest)): yield line.decode(errors="replace")
-                if not running: return
-                if not lines: time.sleep(every)
+                for line in lines + [rest] * (not running and bool(rest)):
+                    yield line.decode(errors="replace")
+                if not running:
+                    return
+                if not lines:
+                    time.sleep(every)
 
-    def follow(self, show=print,  # what is done with each line
-               picture=None,      # names of measures to draw while it runs, in a notebook
-              ):                  # exit code, None if it still runs
+    def follow(
+        self,
+        show=print,  # what is done with each line
+        picture=None,  # names of measures to draw while it runs, in a notebook
+    ):  # exit code, None if it still runs
         "Show the log live until the run ends. An interrupt ends the looking, not the run."
-        handle, drawn = None, 0.
+        handle, drawn = None, 0.0
         try:
             for line in self.lines():
                 show(line)
-                if picture and time.time() - drawn > 2: handle, drawn = self._draw(picture, handle), time.time()
-            if picture: self._draw(picture, handle)
-        except KeyboardInterrupt: print("(no longer looking; the run goes on)")
+                if picture and time.time() - drawn > 2:
+                    handle, drawn = self._draw(picture, handle), time.time()
+            if picture:
+                self._draw(picture, handle)
+        except KeyboardInterrupt:
+            print("(no longer looking; the run goes on)")
         return self.code
 
     def _draw(self, names, handle):
         from IPython.display import display
         from matplotlib import pyplot
-        try: figure = plot_curves({self.folder.name: self.folder}, names)
-        except FileNotFoundError: return handle                # it has not logged anything yet
+
+        try:
+            figure = plot_curves({self.folder.name: self.folder}, names)
+        # it has not logged anything yet
+        except FileNotFoundError:
+            return handle
         pyplot.close(figure)
-        if handle is None: return display(figure, display_id=True)
+        if handle is None:
+            return display(figure, display_id=True)
         handle.update(figure)
         return handle
 
-    def stop(self, wait=120):     # seconds to give it
-        "Ask the run to end, which a stage answers with a checkpoint, and wait. Returns what it said last. Raises `ValueError` if nothing runs, `TimeoutError` if it takes too long; nothing is killed."
-        if not self.running: raise ValueError(f"{self.folder}: nothing runs there")
-        os.kill(self.info["pid"], signal.SIGTERM)               # to the keeper alone: the others get it from there, once
+    def stop(self, wait=120):  # seconds to give it
+        """Ask the run to end, which a stage answers with a checkpoint, and wait. Returns what it
+        said last. Raises `ValueError` if nothing runs, `TimeoutError` if it takes too long; nothing
+        is killed."""
+        if not self.running:
+            raise ValueError(f"{self.folder}: nothing runs there")
+        # to the keeper alone: the others get it from there, once
+        os.kill(self.info["pid"], signal.SIGTERM)
         deadline = time.time() + wait
         while self.running:
-            if time.time() > deadline: raise TimeoutError(f"{self.folder} is still busy {wait} s after it was asked to end: a long step, or a large checkpoint; look again with .running")
-            time.sleep(.1)
+            if time.time() > deadline:
+                raise TimeoutError(
+                    f"{self.folder} is still busy {wait} s after it was asked to end: a long "
+                    "step, or a large checkpoint; look again "
+                    "with .running"
+                )
+            time.sleep(0.1)
         said = [line for line in self.lines() if line]
-        return next((line for line in reversed(said) if " after step " in line), said[-2] if len(said) > 2 else said[-1])
+        return next(
+            (line for line in reversed(said) if " after step " in line),
+            said[-2] if len(said) > 2 else said[-1],
+        )
 
 # %% ../nbs/38_launch.ipynb #9cc9c42e
-def run_recipe(recipe,        # `Recipe`
-               only=None,     # one of its stages
-               nodes=1,       # machines; the same is called on each
-               address="",    # HOST:PORT where they meet
-               show=print,    # what is done with each line of a log
-              ):              # `{stage: Launch}`
-    "Run the stages of a recipe in their order and follow them. An interrupt or SIGTERM is passed on, and answered with a checkpoint. Raises `RuntimeError` if a stage fails."
+def run_recipe(
+    recipe,  # `Recipe`
+    only=None,  # one of its stages
+    nodes=1,  # machines; the same is called on each
+    address="",  # HOST:PORT where they meet
+    show=print,  # what is done with each line of a log
+):  # `{stage: Launch}`
+    """Run the stages of a recipe in their order and follow them. An interrupt or SIGTERM is passed
+    on, and answered with a checkpoint. Raises `RuntimeError` if a stage fails."""
     jobs = {}
     for name in recipe.only(only):
         argv = stage_command(recipe, name, nodes, address)
-        job = jobs[name] = Launch(recipe.folder(name), "launch" if nodes == 1 else f"launch-{socket.gethostname()}")
+        job = jobs[name] = Launch(
+            recipe.folder(name), "launch" if nodes == 1 else f"launch-{socket.gethostname()}"
+        )
         if found := job.running:
-            if job.info["argv"] != argv: raise ValueError(f"{job.folder}: another command is running there: {spelt(job.info['argv'])}")
+            if job.info["argv"] != argv:
+                raise ValueError(
+                    f"{job.folder}: another command is running there: {spelt(job.info['argv'])}"
+                )
             show(f"{name} runs already, since {job.info['time']}")
         try:
             while True:
-                if not found: job.start(argv, recipe.root)
-                for line in job.lines(): show(line)
-                if not found or job.code == 0: break
-                found = False                                  # somebody else had started it, and it has ended
-        except (KeyboardInterrupt, SystemExit):                # the looking was interrupted, or this process was asked to end
-            if job.file.exists() and job.running: show(job.stop())
+                if not found:
+                    job.start(argv, recipe.root)
+                for line in job.lines():
+                    show(line)
+                if not found or job.code == 0:
+                    break
+                # somebody else had started it, and it has ended
+                found = False
+        # the looking was interrupted, or this process was asked to end
+        except (KeyboardInterrupt, SystemExit):
+            if job.file.exists() and job.running:
+                show(job.stop())
             raise
-        if job.code: raise RuntimeError(f"{name} ended with exit code {job.code}; its words are in {job.log}")
-        if job.code is None: raise RuntimeError(f"{name} was killed; the same command goes on from its last checkpoint")
+        if job.code:
+            raise RuntimeError(
+                f"{name} ended with exit code {job.code}; its words are in {job.log}"
+            )
+        if job.code is None:
+            raise RuntimeError(
+                f"{name} was killed; the same command goes on from its last checkpoint"
+            )
     return jobs
 
 # %% ../nbs/38_launch.ipynb #3dade55b
-def curves(run):              # a run's folder
-    "`{name: (steps, values)}`: every number in a run's metrics, as two lists. Raises `FileNotFoundError`."
+def curves(run):  # a run's folder
+    """`{name: (steps, values)}`: every number in a run's metrics, as two lists. Raises
+    `FileNotFoundError`."""
     out = {}
     for line in read_metrics(run):
         for k, v in line.items():
-            if k != "step" and isinstance(v, (int, float)): steps, values = out.setdefault(k, ([], [])); steps.append(line["step"]); values.append(v)
+            if k != "step" and isinstance(v, (int, float)):
+                steps, values = out.setdefault(k, ([], []))
+                steps.append(line["step"])
+                values.append(v)
     return out
 
-def plot_curves(runs,             # `{label: folder}`
-                names=("loss",),  # measures, one picture each
-               ):                 # a matplotlib figure
+
+def plot_curves(
+    runs,  # `{label: folder}`
+    names=("loss",),  # measures, one picture each
+):  # a matplotlib figure
     "The curves of runs, in the same picture."
     from matplotlib import pyplot
-    figure, axes = pyplot.subplots(1, len(names), figsize=(4.2*len(names), 2.8), squeeze=False, layout="constrained")
+
+    figure, axes = pyplot.subplots(
+        1, len(names), figsize=(4.2 * len(names), 2.8), squeeze=False, layout="constrained"
+    )
     for name, ax in zip(names, axes[0]):
-        for i, (label, run) in enumerate(runs.items()):          # the first is the widest, so that equal curves can be told
-            if name in (c := curves(run)): ax.plot(*c[name], lw=1.5*(len(runs) - i), label=label)
-        ax.set(xlabel="optimizer step", ylabel=f"{name} / nats a token" if name.endswith("loss") else name)
-    if len(runs) > 1: axes[0][0].legend()
+        # the first is the widest, so that equal curves can be told
+        for i, (label, run) in enumerate(runs.items()):
+            if name in (c := curves(run)):
+                ax.plot(*c[name], lw=1.5 * (len(runs) - i), label=label)
+        ax.set(
+            xlabel="optimizer step",
+            ylabel=f"{name} / nats a token" if name.endswith("loss") else name,
+        )
+    if len(runs) > 1:
+        axes[0][0].legend()
     return figure

@@ -13,10 +13,17 @@ from torch.nn import functional as F
 
 # %% ../nbs/04_layers.ipynb #4fd70494
 class _RMSNormCPU(torch.autograd.Function):
-    # Autograd's own way through the formula makes about ten passes over memory; this makes half as many and keeps only x and r.
+    # Autograd's own way through the formula makes about ten passes over memory; this makes half as
+    # many and keeps only x and r.
     @staticmethod
     def forward(ctx, x, weight, eps):
-        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        r = (
+            torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            .square_()
+            .div_(x.shape[-1])
+            .add_(eps)
+            .rsqrt_()
+        )
         ctx.save_for_backward(x, r, weight)
         return (x * r).mul_(weight)
 
@@ -26,41 +33,66 @@ class _RMSNormCPU(torch.autograd.Function):
         x, r, weight = ctx.saved_tensors
         n = x * r
         grad_weight = grad * n
-        along = (grad_weight @ weight).unsqueeze(-1).div_(-x.shape[-1])     # the part along the row, to be removed
+        # the part along the row, to be removed
+        along = (grad_weight @ weight).unsqueeze(-1).div_(-x.shape[-1])
         grad_x = (grad * weight).addcmul_(n, along).mul_(r)
         return grad_x, grad_weight.reshape(-1, x.shape[-1]).sum(0), None
 
 # %% ../nbs/04_layers.ipynb #37d97ff6
-def rms_norm(x,           # activations `(..., D)`
-             weight,      # one gain per feature `(D,)`
-             eps=1e-6,    # added to the mean square, so that a row of zeros stays finite
-            ):            # `(..., D)`: every row of `x` scaled to root mean square 1, times `weight`
-    "Root mean square normalisation (Zhang and Sennrich 2019, eq. 4). Raises `ValueError` if `weight` does not fit `x`."
-    if weight.shape != x.shape[-1:]: raise ValueError(f"the weight has shape {tuple(weight.shape)}, but x has {x.shape[-1]} features: want ({x.shape[-1]},)")
-    if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+def rms_norm(
+    x,  # activations `(..., D)`
+    weight,  # one gain per feature `(D,)`
+    eps=1e-6,  # added to the mean square, so that a row of zeros stays finite
+):  # `(..., D)`: every row of `x` scaled to root mean square 1, times `weight`
+    """Root mean square normalisation (Zhang and Sennrich 2019, eq. 4). Raises `ValueError` if
+    `weight` does not fit `x`."""
+    if weight.shape != x.shape[-1:]:
+        raise ValueError(
+            f"the weight has shape {tuple(weight.shape)}, but x has {x.shape[-1]} features: want "
+            f"({x.shape[-1]},)"
+        )
+    if (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    ):
         return _RMSNormCPU.apply(x, weight, eps)
-    return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)       # the fused kernel wants one dtype, also under autocast
+    # the fused kernel wants one dtype, also under autocast
+    return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
 
 # %% ../nbs/04_layers.ipynb #201ce04e
 class RMSNorm(nn.Module):
     "Root mean square normalisation over the last dimension, with a learned gain per feature."
-    def __init__(self, dim,       # number of features D
-                 eps=1e-6):       # see `rms_norm`
+
+    def __init__(
+        self,
+        dim,  # number of features D
+        eps=1e-6,
+    ):  # see `rms_norm`
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
-    def forward(self, x): return rms_norm(x, self.weight, self.eps)
-    def extra_repr(self): return f"{self.weight.numel()}, eps={self.eps}"
+    def forward(self, x):
+        return rms_norm(x, self.weight, self.eps)
+
+    def extra_repr(self):
+        return f"{self.weight.numel()}, eps={self.eps}"
 
 # %% ../nbs/04_layers.ipynb #802b5b70
 class SwiGLU(nn.Module):
     "Gated feed-forward layer, `down(silu(gate(x)) * up(x))` (Shazeer 2020, eq. 6), without biases."
-    def __init__(self, dim,           # features in and out, D
-                 hidden_dim):         # features in between, F
+
+    def __init__(
+        self,
+        dim,  # features in and out, D
+        hidden_dim,
+    ):  # features in between, F
         super().__init__()
         self.gate_proj = nn.Linear(dim, hidden_dim, bias=False)
         self.up_proj = nn.Linear(dim, hidden_dim, bias=False)
         self.down_proj = nn.Linear(hidden_dim, dim, bias=False)
 
-    def forward(self, x): return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -30,121 +30,202 @@ from .sft import SFTConfig, train_on_chats
 # %% ../nbs/20_lora.ipynb #49092920
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
+
 @dataclass(frozen=True)
 class Adapter:
     "What an adapter is, apart from its numbers."
-    r: int = 8                              # rank
-    alpha: float = 16.                      # the update is multiplied by alpha/r …
-    target_modules: tuple = LINEAR_LAYERS   # ends of the names of the layers that get it; a str is a regular expression for whole names
-    dropout: float = 0.                     # share of the adapter's inputs that are zeroed in training
-    rslora: bool = False                    # … or by alpha/√r
+
+    r: int = 8  # rank
+    alpha: float = 16.0  # the update is multiplied by alpha/r …
+    target_modules: tuple = LINEAR_LAYERS  # ends of the names of the layers that get it; a str is a regular expression for whole names
+    dropout: float = 0.0  # share of the adapter's inputs that are zeroed in training
+    rslora: bool = False  # … or by alpha/√r
 
     def __post_init__(self):
-        if not isinstance(self.target_modules, str): object.__setattr__(self, "target_modules", tuple(self.target_modules or ()))
-        if type(self.r) is not int or self.r < 1: raise ValueError(f"r={self.r!r}: the rank must be a whole number of at least 1")
-        if isinstance(self.alpha, str) or not self.alpha > 0: raise ValueError(f"alpha={self.alpha!r}: must be a positive number, or the adapter does nothing")
-        if isinstance(self.dropout, str) or not 0 <= self.dropout < 1: raise ValueError(f"dropout={self.dropout!r}: a share, from 0 to below 1")
-        if not self.target_modules: raise ValueError("target_modules is empty: no layer would get an adapter")
-        try: re.compile(self.target_modules if isinstance(self.target_modules, str) else "")
-        except re.error as e: raise ValueError(f"target_modules={self.target_modules!r} is no regular expression: {e}") from None
+        if not isinstance(self.target_modules, str):
+            object.__setattr__(self, "target_modules", tuple(self.target_modules or ()))
+        if type(self.r) is not int or self.r < 1:
+            raise ValueError(f"r={self.r!r}: the rank must be a whole number of at least 1")
+        if isinstance(self.alpha, str) or not self.alpha > 0:
+            raise ValueError(
+                f"alpha={self.alpha!r}: must be a positive number, or the adapter does nothing"
+            )
+        if isinstance(self.dropout, str) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout!r}: a share, from 0 to below 1")
+        if not self.target_modules:
+            raise ValueError("target_modules is empty: no layer would get an adapter")
+        try:
+            re.compile(self.target_modules if isinstance(self.target_modules, str) else "")
+        except re.error as e:
+            raise ValueError(
+                f"target_modules={self.target_modules!r} is no regular expression: {e}"
+            ) from None
 
     @property
-    def scale(self): return self.alpha/(self.r**.5 if self.rslora else self.r)
+    def scale(self):
+        return self.alpha / (self.r**0.5 if self.rslora else self.r)
 
 # %% ../nbs/20_lora.ipynb #808c8d51
 class LoRALinear(nn.Linear):
-    "A frozen linear layer with adapters beside it: y = W x + scale · B A x (Hu and others 2021, eq. 3)."
-    def __init__(self, linear):     # the `nn.Linear` whose place it takes
+    """A frozen linear layer with adapters beside it: y = W x + scale · B A x (Hu and others 2021,
+    eq. 3)."""
+
+    def __init__(self, linear):  # the `nn.Linear` whose place it takes
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.register_parameter("weight", linear.weight)      # the same parameter under the same name
+        # the same parameter under the same name
+        self.register_parameter("weight", linear.weight)
         self.register_parameter("bias", linear.bias)
         self.lora_A, self.lora_B = nn.ModuleDict(), nn.ModuleDict()
-        self.adapters, self.active, self.merged = {}, None, None      # `{name: Adapter}`; the name of the one that is used; of the one that W contains
+        # `{name: Adapter}`; the name of the one that is used; of the one that W contains
+        self.adapters, self.active, self.merged = {}, None, None
         self.train(linear.training)
 
     def add(self, name, adapter):
         like = self.weight_scale if self.weight is None else self.weight
         options = dict(bias=False, device=like.device, dtype=like.dtype)
-        self.lora_A[name] = nn.Linear(self.in_features, adapter.r, **options)       # drawn as PyTorch draws every linear layer
+        # drawn as PyTorch draws every linear layer
+        self.lora_A[name] = nn.Linear(self.in_features, adapter.r, **options)
         self.lora_B[name] = nn.Linear(adapter.r, self.out_features, **options)
-        nn.init.zeros_(self.lora_B[name].weight)                                    # so the update begins at zero
+        # so the update begins at zero
+        nn.init.zeros_(self.lora_B[name].weight)
         self.adapters[name] = adapter
-        self.train(self.training)       # a model that answers stays one that answers
+        self.train(self.training)  # a model that answers stays one that answers
 
-    def forward(self, x):           # `(…, in)` → `(…, out)`
-        y = F.linear(x, self.weight, self.bias) if self.weight is not None else _Int8Product.apply(x, self.weight_int8, self.weight_scale, self.bias)
-        if self.merged or self.active not in self.adapters: return y
+    def forward(self, x):  # `(…, in)` → `(…, out)`
+        y = (
+            F.linear(x, self.weight, self.bias)
+            if self.weight is not None
+            else _Int8Product.apply(x, self.weight_int8, self.weight_scale, self.bias)
+        )
+        if self.merged or self.active not in self.adapters:
+            return y
         adapter = self.adapters[self.active]
         x = F.dropout(x, adapter.dropout, self.training)
-        return y + adapter.scale*self.lora_B[self.active](self.lora_A[self.active](x))
+        return y + adapter.scale * self.lora_B[self.active](self.lora_A[self.active](x))
 
-    def update(self, name):         # `(out, in)`
+    def update(self, name):  # `(out, in)`
         "What an adapter adds to the weight."
-        return self.adapters[name].scale*(self.lora_B[name].weight @ self.lora_A[name].weight)
+        return self.adapters[name].scale * (self.lora_B[name].weight @ self.lora_A[name].weight)
 
-    def extra_repr(self): return f"{self.in_features}, {self.out_features}, active={self.active!r}" + (f", merged={self.merged!r}" if self.merged else "")
+    def extra_repr(self):
+        return f"{self.in_features}, {self.out_features}, active={self.active!r}" + (
+            f", merged={self.merged!r}" if self.merged else ""
+        )
 
 # %% ../nbs/20_lora.ipynb #a6ad442d
-def _matches(name, target):         # the rule of PEFT
-    return re.fullmatch(target, name) is not None if isinstance(target, str) else any(name == t or name.endswith("." + t) for t in target)
+def _matches(name, target):  # the rule of PEFT
+    return (
+        re.fullmatch(target, name) is not None
+        if isinstance(target, str)
+        else any(name == t or name.endswith("." + t) for t in target)
+    )
 
-def lora_targets(model,             # any module
-                 target_modules,    # as in `Adapter`
-                ):                  # `{name: nn.Linear}`
-    "The layers that an adapter with these targets goes to. Raises `ValueError` if one of them names nothing, or what can't have an adapter."
+
+def lora_targets(
+    model,  # any module
+    target_modules,  # as in `Adapter`
+):  # `{name: nn.Linear}`
+    """The layers that an adapter with these targets goes to. Raises `ValueError` if one of them
+    names nothing, or what can't have an adapter."""
     modules = {n: m for n, m in model.named_modules() if n and ".lora_" not in n}
     experts = [n for n, m in modules.items() if isinstance(m, MoE)]
-    linear = {n: m for n, m in modules.items() if isinstance(m, nn.Linear) and not any(n.startswith(f"{e}.") for e in experts)}
+    linear = {
+        n: m
+        for n, m in modules.items()
+        if isinstance(m, nn.Linear) and not any(n.startswith(f"{e}.") for e in experts)
+    }
     names = sorted({n.rpartition(".")[2] for n in linear} - {"lm_head"})
-    for target in [target_modules] if isinstance(target_modules, str) else [(t,) for t in target_modules]:
+    for target in (
+        [target_modules] if isinstance(target_modules, str) else [(t,) for t in target_modules]
+    ):
         shown = target if isinstance(target, str) else target[0]
         for n in modules:
             if _matches(n, target) and n.endswith(("lm_head", "embed_tokens")):
-                raise ValueError(f"target_modules: {shown!r} means {n}, which can't have an adapter: losses and generation read its matrix itself, and embedding and head may be one matrix; there are {', '.join(names)}")
+                raise ValueError(
+                    f"target_modules: {shown!r} means {n}, which can't have an adapter: "
+                    "losses and generation read its matrix itself, and embedding "
+                    "and head "
+                    f"may be one matrix; there are {', '.join(names)}"
+                )
         if not any(_matches(n, target) for n in linear):
-            why = "; the experts' matrices are stacks (3-D parameters) without an nn.Linear, so adapters go to the attention only" if experts else ""
-            raise ValueError(f"target_modules: no linear layer is called {shown!r}; there are {', '.join(names) or 'none'}{why}")
+            why = (
+                "; the experts' matrices are stacks (3-D parameters) without an nn.Linear, so "
+                "adapters go to the attention only"
+                if experts
+                else ""
+            )
+            raise ValueError(
+                f"target_modules: no linear layer is called {shown!r}; there are "
+                f"{', '.join(names) or 'none'}{why}"
+            )
     found = {n: m for n, m in linear.items() if _matches(n, target_modules)}
     holders = {}
-    for n, p in model.named_parameters(remove_duplicate=False): holders.setdefault(id(p), []).append(n)
+    for n, p in model.named_parameters(remove_duplicate=False):
+        holders.setdefault(id(p), []).append(n)
     for n, m in found.items():
-        if m.weight is not None and len(shared := holders[id(m.weight)]) > 1: raise ValueError(f"{' and '.join(shared)} are one matrix: an adapter on {n} would change the other when it is merged")
+        if m.weight is not None and len(shared := holders[id(m.weight)]) > 1:
+            raise ValueError(
+                f"{' and '.join(shared)} are one matrix: an adapter on {n} would change the "
+                "other when it is merged"
+            )
     return found
 
-def lora_layers(model):             # `{name: LoRALinear}`
-    "The layers of a model that have adapters. Raises `ValueError` if there are none."
-    if found := {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}: return found
-    raise ValueError("the model has no adapter: apply_lora gives it a new one, load_lora one from a folder")
 
-def lora_adapters(model):           # `{name: Adapter}`
+def lora_layers(model):  # `{name: LoRALinear}`
+    "The layers of a model that have adapters. Raises `ValueError` if there are none."
+    if found := {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}:
+        return found
+    raise ValueError(
+        "the model has no adapter: apply_lora gives it a new one, load_lora one from a folder"
+    )
+
+
+def lora_adapters(model):  # `{name: Adapter}`
     "The adapters of a model, empty if there are none."
-    return {name: a for m in model.modules() if isinstance(m, LoRALinear) for name, a in m.adapters.items()}
+    return {
+        name: a
+        for m in model.modules()
+        if isinstance(m, LoRALinear)
+        for name, a in m.adapters.items()
+    }
 
 # %% ../nbs/20_lora.ipynb #5295ae12
 def _put(model, name, module):
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)
 
-def apply_lora(model,                           # a `MiniMind`, or any module with linear layers; changed in place
-               r=8,                             # rank
-               alpha=16.,                       # the update is multiplied by alpha/r
-               target_modules=LINEAR_LAYERS,    # ends of names of layers, or a regular expression for whole names
-               dropout=0.,                      # on the adapter's input, in training
-               rslora=False,                    # multiply by alpha/√r instead
-               adapter="default",               # name of the new adapter
-              ):                                # the model
-    "Give the model a new adapter, make it the active one, and freeze everything else. Raises `ValueError`; the model is unchanged then."
+
+def apply_lora(
+    model,  # a `MiniMind`, or any module with linear layers; changed in place
+    r=8,  # rank
+    alpha=16.0,  # the update is multiplied by alpha/r
+    target_modules=LINEAR_LAYERS,  # ends of names of layers, or a regular expression for whole names
+    dropout=0.0,  # on the adapter's input, in training
+    rslora=False,  # multiply by alpha/√r instead
+    adapter="default",  # name of the new adapter
+):  # the model
+    """Give the model a new adapter, make it the active one, and freeze everything else. Raises
+    `ValueError`; the model is unchanged then."""
     spec, there = Adapter(r, alpha, target_modules, dropout, rslora), lora_adapters(model)
-    if not re.fullmatch(r"[\w-]+", adapter) or hasattr(nn.ModuleDict, adapter): raise ValueError(f"adapter={adapter!r}: give it a name of letters, digits, - and _")
-    if adapter in there: raise ValueError(f"there is an adapter {adapter!r} already; choose another name than {', '.join(there)}")
-    if there: _refuse_merged(model)
-    if not there: known = weights_sha256(model)
+    if not re.fullmatch(r"[\w-]+", adapter) or hasattr(nn.ModuleDict, adapter):
+        raise ValueError(f"adapter={adapter!r}: give it a name of letters, digits, - and _")
+    if adapter in there:
+        raise ValueError(
+            f"there is an adapter {adapter!r} already; choose another name than {', '.join(there)}"
+        )
+    if there:
+        _refuse_merged(model)
+    if not there:
+        known = weights_sha256(model)
     for name, linear in lora_targets(model, target_modules).items():
         layer = linear if isinstance(linear, LoRALinear) else LoRALinear(linear)
-        if layer is not linear: _put(model, name, layer)
+        if layer is not linear:
+            _put(model, name, layer)
         layer.add(adapter, spec)
-    if not there: model.base_sha256 = known        # asked while the weights are whole: `quantize_base` and `merge_lora` change them
+    # asked while the weights are whole: `quantize_base` and `merge_lora` change them
+    if not there:
+        model.base_sha256 = known
     model.requires_grad_(False)
     set_adapter(model, adapter)
     return model
@@ -152,65 +233,94 @@ def apply_lora(model,                           # a `MiniMind`, or any module wi
 # %% ../nbs/20_lora.ipynb #0e24c93c
 def _refuse_merged(model):
     for name, m in lora_layers(model).items():
-        if m.merged: raise ValueError(f"the adapter {m.merged!r} is merged into the weights ({name} and others): unmerge_lora takes it out")
+        if m.merged:
+            raise ValueError(
+                f"the adapter {m.merged!r} is merged into the weights ({name} and others): "
+                "unmerge_lora takes it out"
+            )
 
-def _one(model, adapter):           # a name, or None for the active one
+
+def _one(model, adapter):  # a name, or None for the active one
     names = lora_adapters(model)
     lora_layers(model)
-    if adapter is None: adapter = next((m.active for m in lora_layers(model).values()), None)
-    if adapter not in names: raise ValueError(f"there is no adapter {adapter!r}; there are {', '.join(names)}")
+    if adapter is None:
+        adapter = next((m.active for m in lora_layers(model).values()), None)
+    if adapter not in names:
+        raise ValueError(f"there is no adapter {adapter!r}; there are {', '.join(names)}")
     return adapter
 
-def set_adapter(model, adapter):    # its name, or None for the bare base
+
+def set_adapter(model, adapter):  # its name, or None for the bare base
     "Choose which adapter is used, and trained. Raises `ValueError`."
-    if adapter is not None: _one(model, adapter)
+    if adapter is not None:
+        _one(model, adapter)
     _refuse_merged(model)
     for m in lora_layers(model).values():
         m.active = adapter
         for name in m.adapters:
-            for part in (m.lora_A[name], m.lora_B[name]): part.requires_grad_(name == adapter)
+            for part in (m.lora_A[name], m.lora_B[name]):
+                part.requires_grad_(name == adapter)
+
 
 @contextmanager
 def without_adapters(model):
-    "A block in which the model is its base: the reference to measure a tuned model against, without a second copy in memory. Raises `ValueError`."
+    """A block in which the model is its base: the reference to measure a tuned model against,
+    without a second copy in memory. Raises `ValueError`."""
     _refuse_merged(model)
     before = {m: m.active for m in lora_layers(model).values()}
-    for m in before: m.active = None
-    try: yield model
+    for m in before:
+        m.active = None
+    try:
+        yield model
     finally:
-        for m, active in before.items(): m.active = active
+        for m, active in before.items():
+            m.active = active
 
 # %% ../nbs/20_lora.ipynb #4b48bf72
 def _refuse_int8(model):
-    if any(m.weight is None for m in lora_layers(model).values()): raise ValueError("the base is in 8 bits, too coarse to add the update to: merged_model gives a model in full precision")
+    if any(m.weight is None for m in lora_layers(model).values()):
+        raise ValueError(
+            "the base is in 8 bits, too coarse to add the update to: merged_model gives a model "
+            "in full precision"
+        )
+
 
 @torch.no_grad()
-def merge_lora(model):              # the model, changed in place
-    "Add the active adapter to the weights: W + scale·B A, after which it costs nothing. Raises `ValueError` if one is merged already."
+def merge_lora(model):  # the model, changed in place
+    """Add the active adapter to the weights: W + scale·B A, after which it costs nothing. Raises
+    `ValueError` if one is merged already."""
     _refuse_merged(model)
     _refuse_int8(model)
     adapter = _one(model, None)
     for m in lora_layers(model).values():
-        if adapter in m.adapters: m.weight += m.update(adapter)
+        if adapter in m.adapters:
+            m.weight += m.update(adapter)
         m.merged = adapter
     return model
 
+
 @torch.no_grad()
-def unmerge_lora(model):            # the model, changed in place
-    "Take the merged adapter out again: the weights are what they were, up to rounding. Raises `ValueError` if none is merged."
-    if not any(m.merged for m in lora_layers(model).values()): raise ValueError("no adapter is merged, so none can be taken out")
+def unmerge_lora(model):  # the model, changed in place
+    """Take the merged adapter out again: the weights are what they were, up to rounding. Raises
+    `ValueError` if none is merged."""
+    if not any(m.merged for m in lora_layers(model).values()):
+        raise ValueError("no adapter is merged, so none can be taken out")
     for m in lora_layers(model).values():
-        if m.merged in m.adapters: m.weight -= m.update(m.merged)
+        if m.merged in m.adapters:
+            m.weight -= m.update(m.merged)
         m.merged = None
     return model
 
+
 @torch.no_grad()
-def merged_model(model):            # a new model of plain layers; the old one is unchanged
-    "A copy with the active adapter in its weights and no trace of adapters, as `save_pretrained` wants it."
+def merged_model(model):  # a new model of plain layers; the old one is unchanged
+    """A copy with the active adapter in its weights and no trace of adapters, as `save_pretrained`
+    wants it."""
     out = copy.deepcopy(model)
     for name, m in lora_layers(out).items():
-        weight = m.weight if m.weight is not None else m.weight_int8*m.weight_scale[:, None]
-        if not m.merged and m.active in m.adapters: weight = weight + m.update(m.active)
+        weight = m.weight if m.weight is not None else m.weight_int8 * m.weight_scale[:, None]
+        if not m.merged and m.active in m.adapters:
+            weight = weight + m.update(m.active)
         plain = nn.Linear(m.in_features, m.out_features, bias=m.bias is not None, device="meta")
         plain.weight, plain.bias = nn.Parameter(weight), m.bias
         _put(out, name, plain.train(m.training))
@@ -218,32 +328,43 @@ def merged_model(model):            # a new model of plain layers; the old one i
 
 # %% ../nbs/20_lora.ipynb #7aeaf140
 class _Int8Product(torch.autograd.Function):
-    # The float copy of the weight lives for the time of one product, in the backward pass too: autograd's own way would keep it for every layer.
+    # The float copy of the weight lives for the time of one product, in the backward pass too:
+    # autograd's own way would keep it for every layer.
     @staticmethod
-    def forward(ctx, x, weight, scale, bias):     # `(…, in)`; int8 `(out, in)`; `(out,)`
+    def forward(ctx, x, weight, scale, bias):  # `(…, in)`; int8 `(out, in)`; `(out,)`
         ctx.dtype = compute_dtype(x)
         ctx.save_for_backward(weight, scale)
         ctx.input_dtype = x.dtype
-        y = F.linear(x.to(ctx.dtype), weight.to(ctx.dtype))*scale.to(ctx.dtype)
+        y = F.linear(x.to(ctx.dtype), weight.to(ctx.dtype)) * scale.to(ctx.dtype)
         return y if bias is None else y + bias.to(ctx.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         weight, scale = ctx.saved_tensors
-        return ((grad*scale.to(ctx.dtype)) @ weight.to(ctx.dtype)).to(ctx.input_dtype), None, None, None
+        return (
+            ((grad * scale.to(ctx.dtype)) @ weight.to(ctx.dtype)).to(ctx.input_dtype),
+            None,
+            None,
+            None,
+        )
 
-def quantize_rows(weight):          # `(out, in)`
-    "The nearest int8 matrix and a scale per row: `weight ≈ q·scale`, wrong by at most half a scale. `(out, in)` int8 and `(out,)`."
-    scale = (weight.abs().amax(1)/127).clamp(min=torch.finfo(weight.dtype).tiny)
-    return (weight/scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+
+def quantize_rows(weight):  # `(out, in)`
+    """The nearest int8 matrix and a scale per row: `weight ≈ q·scale`, wrong by at most half a
+    scale. `(out, in)` int8 and `(out,)`."""
+    scale = (weight.abs().amax(1) / 127).clamp(min=torch.finfo(weight.dtype).tiny)
+    return (weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+
 
 @torch.no_grad()
-def quantize_base(model):           # the model, changed in place
-    "Keep the frozen matrices beside which adapters stand in 8 bits. Raises `ValueError` without adapters, or with a merged one."
+def quantize_base(model):  # the model, changed in place
+    """Keep the frozen matrices beside which adapters stand in 8 bits. Raises `ValueError` without
+    adapters, or with a merged one."""
     _refuse_merged(model)
     for m in lora_layers(model).values():
-        if m.weight is None: continue
+        if m.weight is None:
+            continue
         q, scale = quantize_rows(m.weight)
         m.register_buffer("weight_int8", q)
         m.register_buffer("weight_scale", scale)
@@ -251,128 +372,263 @@ def quantize_base(model):           # the model, changed in place
     return model
 
 # %% ../nbs/20_lora.ipynb #3bdbd393
-_CONFIG, _WEIGHTS, _BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"     # the first two are PEFT's names
+# the first two are PEFT's names
+_CONFIG, _WEIGHTS, _BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 
-def to_peft_config(adapter, base_model):     # `Adapter`; folder or name of the model that it belongs to
+
+def to_peft_config(
+    adapter, base_model
+):  # `Adapter`; folder or name of the model that it belongs to
     "The `adapter_config.json` that PEFT reads."
     targets = adapter.target_modules
-    return {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base_model) or None, "r": adapter.r, "lora_alpha": adapter.alpha, "lora_dropout": adapter.dropout,
-            "use_rslora": adapter.rslora, "target_modules": targets if isinstance(targets, str) else sorted(targets), "bias": "none", "fan_in_fan_out": False, "init_lora_weights": True,
-            "modules_to_save": None, "inference_mode": True}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base_model) or None,
+        "r": adapter.r,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": adapter.dropout,
+        "use_rslora": adapter.rslora,
+        "target_modules": targets if isinstance(targets, str) else sorted(targets),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "inference_mode": True,
+    }
+
 
 # Keys that change nothing in what is computed.
-_IDLE = set("task_type base_model_name_or_path inference_mode peft_version auto_mapping revision megatron_core qalora_group_size runtime_config".split())
+_IDLE = set(
+    "task_type base_model_name_or_path inference_mode peft_version auto_mapping revision "
+    "megatron_core qalora_group_size runtime_config".split()
+)
 
-def from_peft_config(d):            # dict read from an `adapter_config.json`
-    "The `Adapter` that a PEFT config describes. Raises `ValueError` for another method, or a feature that we don't compute."
-    if not isinstance(d, dict) or d.get("peft_type") != "LORA": raise ValueError(f"peft_type is {d.get('peft_type') if isinstance(d, dict) else d!r}: only LORA can be read")
+
+def from_peft_config(d):  # dict read from an `adapter_config.json`
+    """The `Adapter` that a PEFT config describes. Raises `ValueError` for another method, or a
+    feature that we don't compute."""
+    if not isinstance(d, dict) or d.get("peft_type") != "LORA":
+        raise ValueError(
+            f"peft_type is {d.get('peft_type') if isinstance(d, dict) else d!r}: only LORA can "
+            "be read"
+        )
     d = {k: v for k, v in d.items() if k not in _IDLE | {"peft_type"}}
-    known = {theirs: d.pop(theirs, default) for theirs, default in (("r", 8), ("lora_alpha", 8), ("target_modules", None), ("lora_dropout", 0.), ("use_rslora", False))}
-    if d.pop("bias", "none") != "none": raise ValueError("bias is not 'none': trained biases can't be read")
-    if d.pop("init_lora_weights", True) not in (True, "gaussian", "orthogonal"): raise ValueError("init_lora_weights: this way to begin changes the base weights, which the file does not hold; save it converted to plain LoRA")
-    if asked := {k: v for k, v in d.items() if v not in (None, False, {}, [])}: raise ValueError(f"{', '.join(f'{k}={v!r}' for k, v in asked.items())}: what this asks for is not computed here")
+    known = {
+        theirs: d.pop(theirs, default)
+        for theirs, default in (
+            ("r", 8),
+            ("lora_alpha", 8),
+            ("target_modules", None),
+            ("lora_dropout", 0.0),
+            ("use_rslora", False),
+        )
+    }
+    if d.pop("bias", "none") != "none":
+        raise ValueError("bias is not 'none': trained biases can't be read")
+    if d.pop("init_lora_weights", True) not in (True, "gaussian", "orthogonal"):
+        raise ValueError(
+            "init_lora_weights: this way to begin changes the base weights, which the file does "
+            "not hold; save it converted to plain "
+            "LoRA"
+        )
+    if asked := {k: v for k, v in d.items() if v not in (None, False, {}, [])}:
+        raise ValueError(
+            f"{', '.join(f'{k}={v!r}' for k, v in asked.items())}: what this asks for is not "
+            "computed here"
+        )
     return Adapter(*known.values())
 
-def _key(layer, part): return f"base_model.model.{layer}.lora_{part}.weight"
 
-def lora_tensors(model, adapter=None):       # its name; None: the active one
+def _key(layer, part):
+    return f"base_model.model.{layer}.lora_{part}.weight"
+
+
+def lora_tensors(model, adapter=None):  # its name; None: the active one
     "The adapter's matrices by PEFT's names."
     adapter = _one(model, adapter)
-    return {_key(n, part): matrices[adapter].weight for n, m in lora_layers(model).items() if adapter in m.adapters for part, matrices in (("A", m.lora_A), ("B", m.lora_B))}
+    return {
+        _key(n, part): matrices[adapter].weight
+        for n, m in lora_layers(model).items()
+        if adapter in m.adapters
+        for part, matrices in (("A", m.lora_A), ("B", m.lora_B))
+    }
 
-def _check_tensors(tensors, want, source):   # both `{name: shape}`
+
+def _check_tensors(tensors, want, source):  # both `{name: shape}`
     missing, unknown = sorted(want.keys() - tensors.keys()), sorted(tensors.keys() - want.keys())
-    few = lambda names: "; ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"
-    if missing or unknown: raise ValueError(f"{source} does not fit the model: missing {few(missing)}, unknown {few(unknown)}")
-    if wrong := [f"{k} is {tuple(tensors[k])}, wanted {tuple(want[k])}" for k in want if tensors[k] != want[k]]: raise ValueError(f"{source} does not fit the model: {few(wrong)}")
+    few = lambda names: (
+        "; ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        if names
+        else "none"
+    )
+    if missing or unknown:
+        raise ValueError(
+            f"{source} does not fit the model: missing {few(missing)}, unknown {few(unknown)}"
+        )
+    if wrong := [
+        f"{k} is {tuple(tensors[k])}, wanted {tuple(want[k])}"
+        for k in want
+        if tensors[k] != want[k]
+    ]:
+        raise ValueError(f"{source} does not fit the model: {few(wrong)}")
+
 
 @torch.no_grad()
-def load_lora_tensors(model, tensors, adapter=None, source="the adapter"):     # `{name: tensor}`; an adapter that is there; where they are from
-    "Put matrices by PEFT's names into an adapter, strictly. Raises `ValueError` listing missing, unknown and misshapen names."
+def load_lora_tensors(
+    model, tensors, adapter=None, source="the adapter"
+):  # `{name: tensor}`; an adapter that is there; where they are from
+    """Put matrices by PEFT's names into an adapter, strictly. Raises `ValueError` listing missing,
+    unknown and misshapen names."""
     own = lora_tensors(model, adapter)
-    _check_tensors({k: v.shape for k, v in tensors.items()}, {k: v.shape for k, v in own.items()}, source)
-    for k, v in own.items(): v.copy_(tensors[k])
+    _check_tensors(
+        {k: v.shape for k, v in tensors.items()}, {k: v.shape for k, v in own.items()}, source
+    )
+    for k, v in own.items():
+        v.copy_(tensors[k])
 
 # %% ../nbs/20_lora.ipynb #3418b1a4
 class AdapterFolder:
-    "What a run that trains an adapter shows the world: a PEFT folder, as `ModelFolder` is one of Hugging Face's. The base is not in it."
+    """What a run that trains an adapter shows the world: a PEFT folder, as `ModelFolder` is one of
+    Hugging Face's. The base is not in it."""
+
     weights = _WEIGHTS
-    def __init__(self, model, base_model, adapter=None):     # with adapters; folder of the base; name, None: the active one
+
+    def __init__(
+        self, model, base_model, adapter=None
+    ):  # with adapters; folder of the base; name, None: the active one
         self.model, self.base_model, self.adapter = model, base_model, _one(model, adapter)
-    def tensors(self): return lora_tensors(self.model, self.adapter)
-    def load(self, tensors, source): load_lora_tensors(self.model, tensors, self.adapter, source)
+
+    def tensors(self):
+        return lora_tensors(self.model, self.adapter)
+
+    def load(self, tensors, source):
+        load_lora_tensors(self.model, tensors, self.adapter, source)
+
     def write(self, path, put_weights):
         path.mkdir(parents=True, exist_ok=True)
-        (path/_CONFIG).unlink(missing_ok=True)      # without it the folder is no adapter: it comes last
-        put_weights(path/self.weights)
-        write_json(path/_BASE, {"folder": str(self.base_model), "weights_sha256": self.model.base_sha256})
-        write_json(path/_CONFIG, to_peft_config(lora_adapters(self.model)[self.adapter], self.base_model))
+        # without it the folder is no adapter: it comes last
+        (path / _CONFIG).unlink(missing_ok=True)
+        put_weights(path / self.weights)
+        write_json(
+            path / _BASE, {"folder": str(self.base_model), "weights_sha256": self.model.base_sha256}
+        )
+        write_json(
+            path / _CONFIG, to_peft_config(lora_adapters(self.model)[self.adapter], self.base_model)
+        )
 
-def save_lora(model,            # with adapters
-              path,             # folder, made if need be
-              base_model="",    # folder or name of the base model, for PEFT to find it
-              adapter=None,     # its name; None: the active one
-             ):
-    "Write one adapter as a PEFT folder. Every file is replaced atomically. Raises `OSError`, `ValueError`."
+
+def save_lora(
+    model,  # with adapters
+    path,  # folder, made if need be
+    base_model="",  # folder or name of the base model, for PEFT to find it
+    adapter=None,  # its name; None: the active one
+):
+    """Write one adapter as a PEFT folder. Every file is replaced atomically. Raises `OSError`,
+    `ValueError`."""
     folder = AdapterFolder(model, base_model, adapter)
     folder.write(Path(path), lambda file: write_tensors(file, folder.tensors()))
 
-def load_lora(model,               # a `MiniMind`, with or without other adapters; changed in place
-              path,                # a PEFT folder
-              adapter="default",   # name to give it
-             ):                    # the model, with the adapter active
-    "Read an adapter, ours or PEFT's. Warns if it was trained beside other weights. Raises `FileNotFoundError`, or `ValueError` naming what is wrong; the model is unchanged then."
+
+def load_lora(
+    model,  # a `MiniMind`, with or without other adapters; changed in place
+    path,  # a PEFT folder
+    adapter="default",  # name to give it
+):  # the model, with the adapter active
+    """Read an adapter, ours or PEFT's. Warns if it was trained beside other weights. Raises
+    `FileNotFoundError`, or `ValueError` naming what is wrong; the model is unchanged then."""
     path = Path(path)
-    if not (path/_CONFIG).is_file(): raise FileNotFoundError(f"{path} is not an adapter folder: it has no {_CONFIG}")
-    d = read_json(path/_CONFIG)
-    try: spec = from_peft_config(d)
-    except (ValueError, TypeError) as e: raise ValueError(f"{path/_CONFIG}: {e}") from None
-    if not (path/_WEIGHTS).exists() and (path/"adapter_model.bin").exists(): raise FileNotFoundError(f"{path} has no {_WEIGHTS}; adapter_model.bin can't be read, for a pickle can run any code: convert it to safetensors")
-    tensors, trained_on = read_tensors(path/_WEIGHTS), read_json(path/_BASE) if (path/_BASE).is_file() else {}      # PEFT leaves no such file
-    want = {_key(n, part): torch.Size(shape) for n, m in lora_targets(model, spec.target_modules).items() for part, shape in (("A", (spec.r, m.in_features)), ("B", (m.out_features, spec.r)))}
+    if not (path / _CONFIG).is_file():
+        raise FileNotFoundError(f"{path} is not an adapter folder: it has no {_CONFIG}")
+    d = read_json(path / _CONFIG)
+    try:
+        spec = from_peft_config(d)
+    except (ValueError, TypeError) as e:
+        raise ValueError(f"{path / _CONFIG}: {e}") from None
+    if not (path / _WEIGHTS).exists() and (path / "adapter_model.bin").exists():
+        raise FileNotFoundError(
+            f"{path} has no {_WEIGHTS}; adapter_model.bin can't be read, for a pickle can run "
+            "any code: convert it to safetensors"
+        )
+    # PEFT leaves no such file
+    tensors, trained_on = (
+        read_tensors(path / _WEIGHTS),
+        read_json(path / _BASE) if (path / _BASE).is_file() else {},
+    )
+    want = {
+        _key(n, part): torch.Size(shape)
+        for n, m in lora_targets(model, spec.target_modules).items()
+        for part, shape in (("A", (spec.r, m.in_features)), ("B", (m.out_features, spec.r)))
+    }
     _check_tensors({k: v.shape for k, v in tensors.items()}, want, path)
     apply_lora(model, spec.r, spec.alpha, spec.target_modules, spec.dropout, spec.rslora, adapter)
     load_lora_tensors(model, tensors, adapter, path)
     if trained_on.get("weights_sha256", model.base_sha256) != model.base_sha256:
-        warnings.warn(f"{path} was trained on other weights than these, those of {trained_on.get('folder') or 'another model'} at that time: its answers will be off", stacklevel=2)
+        warnings.warn(
+            f"{path} was trained on other weights than these, those of "
+            f"{trained_on.get('folder') or 'another model'} at that time: its answers "
+            "will "
+            "be off",
+            stacklevel=2,
+        )
     return model
 
 # %% ../nbs/20_lora.ipynb #7e7d7852
 WARD_SAMPLES = ("lora_ward.jsonl",), ("lora_ward_heldout.jsonl",)
 
+
 @dataclass(frozen=True)
 class LoRAConfig(SFTConfig):
     "Fine-tuning by LoRA: conversations in, a small adapter out."
-    out: str = "runs/lora"             # folder of the run, a PEFT adapter folder
-    init: str = "runs/sft"             # model folder that the adapter belongs to; it stays as it is
-    r: int = 8                         # rank of the updates
-    alpha: float = 16.                 # the update is multiplied by alpha/r
-    dropout: float = 0.                # share of the adapters' inputs that are zeroed in training
-    target_modules: tuple = LINEAR_LAYERS    # names of the linear layers that get an update
-    rslora: bool = False               # multiply by alpha/√r instead, so that a higher rank does not mean a smaller step
-    int8: bool = False                 # keep the frozen weights in 8 bits, a quarter of the memory
-    optimizer: str = "adamw"           # the only one for adapters
-    epochs: float = 10.0               # passes over the data, when `steps` is 0
-    lr: float = 1e-2                   # peak learning rate; a larger model wants less, about 5e-4
+
+    out: str = "runs/lora"  # folder of the run, a PEFT adapter folder
+    init: str = "runs/sft"  # model folder that the adapter belongs to; it stays as it is
+    r: int = 8  # rank of the updates
+    alpha: float = 16.0  # the update is multiplied by alpha/r
+    dropout: float = 0.0  # share of the adapters' inputs that are zeroed in training
+    target_modules: tuple = LINEAR_LAYERS  # names of the linear layers that get an update
+    rslora: bool = (
+        False  # multiply by alpha/√r instead, so that a higher rank does not mean a smaller step
+    )
+    int8: bool = False  # keep the frozen weights in 8 bits, a quarter of the memory
+    optimizer: str = "adamw"  # the only one for adapters
+    epochs: float = 10.0  # passes over the data, when `steps` is 0
+    lr: float = 1e-2  # peak learning rate; a larger model wants less, about 5e-4
 
     def __post_init__(self):
         super().__post_init__()
-        if isinstance(self.target_modules, str): object.__setattr__(self, "target_modules", (self.target_modules,))
+        if isinstance(self.target_modules, str):
+            object.__setattr__(self, "target_modules", (self.target_modules,))
         for name in ("optimizer", "muon_lr"):
-            if (value := getattr(self, name)) != getattr(LoRAConfig, name): raise ValueError(f"{name}={value!r} would have no effect: adapters are trained by AdamW in any case")
-        self.adapter                   # refuse at once what would be refused later
+            if (value := getattr(self, name)) != getattr(LoRAConfig, name):
+                raise ValueError(
+                    f"{name}={value!r} would have no effect: adapters are trained by AdamW in "
+                    "any case"
+                )
+        self.adapter  # refuse at once what would be refused later
 
     @property
-    def adapter(self): return Adapter(self.r, self.alpha, self.target_modules, self.dropout, self.rslora)
+    def adapter(self):
+        return Adapter(self.r, self.alpha, self.target_modules, self.dropout, self.rslora)
 
 # %% ../nbs/20_lora.ipynb #f8a60982
-def run(cfg,                # `LoRAConfig`
-        dry_run=False,      # print the plan and stop; nothing is written
-       ):                   # dict of the last numbers
-    "Fine-tune an adapter on conversations; everything but the model's extra layers and the folder that is written is as in SFT."
+def run(
+    cfg,  # `LoRAConfig`
+    dry_run=False,  # print the plan and stop; nothing is written
+):  # dict of the last numbers
+    """Fine-tune an adapter on conversations; everything but the model's extra layers and the folder
+    that is written is as in SFT."""
+
     def prepare(model):
-        if cfg.dropout and processes()[1] > 1: raise ValueError(f"dropout={cfg.dropout}: several processes would each draw their own, and a resumed run others again; train with dropout in one process, or without it")
+        if cfg.dropout and processes()[1] > 1:
+            raise ValueError(
+                f"dropout={cfg.dropout}: several processes would each draw their own, and a "
+                "resumed run others again; train with "
+                "dropout in one process, or without it"
+            )
         apply_lora(model, cfg.r, cfg.alpha, cfg.target_modules, cfg.dropout, cfg.rslora)
-        if cfg.int8: quantize_base(model)
+        if cfg.int8:
+            quantize_base(model)
         return AdapterFolder(model, cfg.init)
+
     return train_on_chats(cfg, WARD_SAMPLES, "lora", dry_run, prepare)

@@ -12,20 +12,29 @@ from .core import IGNORE, compute_dtype
 from .moe import expert_load, load_balance_loss, route, z_loss
 
 # %% ../nbs/10_losses.ipynb #1af3e8e3
-def shift(hidden,   # final states `(B, T, D)`: the state at `t` predicts token `t + 1`
-          labels,   # `(B, T)` int64, aligned with the input: `labels[:, t]` is token `t`, or `IGNORE`
-         ):         # `(N, D)` states and `(N,)` targets, only where there is something to learn
-    "Pair each state with the next token, and drop the pairs that are not learned. The one place where labels are shifted for training. Raises `ValueError` if the shapes do not fit."
-    if hidden.shape[:2] != labels.shape: raise ValueError(f"states {tuple(hidden.shape)} and labels {tuple(labels.shape)} differ in (B, T); give the labels aligned with the input, not shifted")
+def shift(
+    hidden,  # final states `(B, T, D)`: the state at `t` predicts token `t + 1`
+    labels,  # `(B, T)` int64, aligned with the input: `labels[:, t]` is token `t`, or `IGNORE`
+):  # `(N, D)` states and `(N,)` targets, only where there is something to learn
+    """Pair each state with the next token, and drop the pairs that are not learned. The one place
+    where labels are shifted for training. Raises `ValueError` if the shapes do not fit."""
+    if hidden.shape[:2] != labels.shape:
+        raise ValueError(
+            f"states {tuple(hidden.shape)} and labels {tuple(labels.shape)} differ in (B, T); "
+            "give the labels aligned with the input, "
+            "not shifted"
+        )
     target = labels[:, 1:]
     keep = target != IGNORE
     return hidden[:, :-1][keep], target[keep]
 
 # %% ../nbs/10_losses.ipynb #e94edcb7
-def _surprise_(logits,   # `(n, V)`, float32 or more; becomes its softmax, in place
-               targets,  # `(n, 1)` int64
-              ):         # `(n,)` -log p of the targets
-    # One buffer of (n, V) and no second. Losses that need each token's own log-probability can call this too.
+def _surprise_(
+    logits,  # `(n, V)`, float32 or more; becomes its softmax, in place
+    targets,  # `(n, 1)` int64
+):  # `(n,)` -log p of the targets
+    # One buffer of (n, V) and no second. Losses that need each token's own log-probability can call
+    # this too.
     top = logits.amax(-1, keepdim=True)
     picked = logits.gather(1, targets)
     total = logits.sub_(top).exp_().sum(-1, keepdim=True)
@@ -34,27 +43,37 @@ def _surprise_(logits,   # `(n, V)`, float32 or more; becomes its softmax, in pl
 
 # %% ../nbs/10_losses.ipynb #56e2eeea
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    "Sum of the cross-entropies of `hidden @ weight.T`, a chunk of rows at a time; the gradient is made in the forward pass, where the probabilities are."
+    """Sum of the cross-entropies of `hidden @ weight.T`, a chunk of rows at a time; the gradient is
+    made in the forward pass, where the probabilities are."""
+
     @staticmethod
     def forward(ctx, hidden, weight, targets, chunk, learning):
-        need_h, need_w = (n and learning for n in ctx.needs_input_grad[:2])   # needs_input_grad alone is also true under no_grad
+        # needs_input_grad alone is also true under no_grad
+        need_h, need_w = (n and learning for n in ctx.needs_input_grad[:2])
         dtype = compute_dtype(hidden)
-        exact = torch.promote_types(dtype, torch.float32)                     # of sums, exponentials and losses
+        # of sums, exponentials and losses
+        exact = torch.promote_types(dtype, torch.float32)
         h, w = hidden.to(dtype), weight.to(dtype)
         grad_h = torch.empty_like(h) if need_h else None
         grad_w = torch.zeros_like(w, dtype=exact) if need_w else None
         losses = torch.empty(len(h), device=h.device, dtype=exact)
         for i in range(0, len(h), chunk):
-            rows, t = h[i:i+chunk], targets[i:i+chunk, None]
+            rows, t = h[i : i + chunk], targets[i : i + chunk, None]
             probs = (rows @ w.T).to(exact)
-            losses[i:i+chunk] = _surprise_(probs, t)
-            if not (need_h or need_w): continue
-            probs.scatter_add_(1, t, torch.full_like(t, -1, dtype=exact))     # d loss / d logits = softmax - one-hot
+            losses[i : i + chunk] = _surprise_(probs, t)
+            if not (need_h or need_w):
+                continue
+            # d loss / d logits = softmax - one-hot
+            probs.scatter_add_(1, t, torch.full_like(t, -1, dtype=exact))
             probs = probs.to(dtype)
-            if need_h: torch.mm(probs, w, out=grad_h[i:i+chunk])
-            if need_w and dtype == exact: grad_w.addmm_(probs.T, rows)
-            elif need_w: grad_w += probs.T @ rows
-            del probs                                                         # before the next chunk is made, or two exist at once
+            if need_h:
+                torch.mm(probs, w, out=grad_h[i : i + chunk])
+            if need_w and dtype == exact:
+                grad_w.addmm_(probs.T, rows)
+            elif need_w:
+                grad_w += probs.T @ rows
+            # before the next chunk is made, or two exist at once
+            del probs
         ctx.save_for_backward(grad_h, grad_w)
         ctx.dtypes = hidden.dtype, weight.dtype
         return losses.sum()
@@ -63,70 +82,119 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         # not in place: with retain_graph the saved gradients are handed out again
-        return *(None if g is None else (g * grad).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes)), None, None, None
+        return (
+            *(
+                None if g is None else (g * grad).to(dtype)
+                for g, dtype in zip(ctx.saved_tensors, ctx.dtypes)
+            ),
+            None,
+            None,
+            None,
+        )
 
 # %% ../nbs/10_losses.ipynb #6545db41
-def lm_loss(model_or_hidden,   # a `MiniMind`, or final states `(B, T, D)`
-            labels,            # `(B, T)` int64 aligned with the input, `IGNORE` where nothing is learned
-            head=None,         # with states: the output matrix `(V, D)`, `model.lm_head.weight`
-            chunk=1024,        # positions whose logits exist at once
-            reduction="mean",  # "mean" over labelled positions, or "sum"
-            **inputs,          # with a model: what it is called with (`input_ids`, `position_ids`, `segment_ids`)
-           ):                  # scalar, at least float32
-    "Next-token cross-entropy in nats over the labelled positions; logits are made `chunk` rows at a time. Raises `ValueError` if a mean has nothing labelled, or on a wrong argument."
-    if reduction not in ("mean", "sum"): raise ValueError(f"reduction={reduction!r}: choose mean or sum")
-    if chunk < 1: raise ValueError(f"chunk={chunk}: must be at least 1 position")
+def lm_loss(
+    model_or_hidden,  # a `MiniMind`, or final states `(B, T, D)`
+    labels,  # `(B, T)` int64 aligned with the input, `IGNORE` where nothing is learned
+    head=None,  # with states: the output matrix `(V, D)`, `model.lm_head.weight`
+    chunk=1024,  # positions whose logits exist at once
+    reduction="mean",  # "mean" over labelled positions, or "sum"
+    **inputs,  # with a model: what it is called with (`input_ids`, `position_ids`, `segment_ids`)
+):  # scalar, at least float32
+    """Next-token cross-entropy in nats over the labelled positions; logits are made `chunk` rows at
+    a time. Raises `ValueError` if a mean has nothing labelled, or on a wrong argument."""
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction={reduction!r}: choose mean or sum")
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk}: must be at least 1 position")
     if isinstance(model_or_hidden, torch.nn.Module):
         hidden, head = model_or_hidden.hidden(**inputs), model_or_hidden.lm_head.weight
-    else: hidden = model_or_hidden
-    if head is None: raise ValueError("lm_loss on hidden states needs head=model.lm_head.weight")
+    else:
+        hidden = model_or_hidden
+    if head is None:
+        raise ValueError("lm_loss on hidden states needs head=model.lm_head.weight")
     rows, targets = shift(hidden, labels)
-    if reduction == "mean" and not len(targets): raise ValueError(f"no labelled position in a batch of shape {tuple(labels.shape)}: every label is {IGNORE} (or only a row's first token is labelled)")
+    if reduction == "mean" and not len(targets):
+        raise ValueError(
+            f"no labelled position in a batch of shape {tuple(labels.shape)}: every label is "
+            f"{IGNORE} (or only a row's first token "
+            "is labelled)"
+        )
     loss = _ChunkedCrossEntropy.apply(rows, head, targets, chunk, torch.is_grad_enabled())
     return loss / len(targets) if reduction == "mean" else loss
 
 # %% ../nbs/10_losses.ipynb #fb7313ae
-def router_loss(config,     # `ModelConfig`
-                routers,    # list of router logits `(B, T, E)`, one per layer with experts
-                keep=None,  # bool `(B, T)`: tokens that count; None: all
-               ):           # scalar to be added to a mean loss, and dict of what to log: `balance` (1: even, or undecided) and `busiest` (share of the busiest expert, times E: 1 is even)
-    "What the routers add to the loss: the layers' mean of `router_aux_loss_coef`·load balance and `router_z_loss_coef`·z (Switch Transformer eq. 4, ST-MoE eq. 5). Zero for a dense model."
-    if not routers: return 0., {}
+def router_loss(
+    config,  # `ModelConfig`
+    routers,  # list of router logits `(B, T, E)`, one per layer with experts
+    keep=None,  # bool `(B, T)`: tokens that count; None: all
+):  # scalar to be added to a mean loss, and dict of what to log: `balance` (1: even, or undecided) and `busiest` (share of the busiest expert, times E: 1 is even)
+    """What the routers add to the loss: the layers' mean of `router_aux_loss_coef`·load balance and
+    `router_z_loss_coef`·z (Switch Transformer eq. 4, ST-MoE eq. 5). Zero for a dense model."""
+    if not routers:
+        return 0.0, {}
     k, E = config.num_experts_per_tok, config.num_experts
     keep = None if keep is None else keep.flatten()
     routed = [route(logits.flatten(0, -2), k, config.norm_topk_prob)[1:] for logits in routers]
     balance = torch.stack([load_balance_loss(probs, experts, keep) for experts, probs in routed])
-    total = config.router_aux_loss_coef*balance.mean()
-    if config.router_z_loss_coef: total = total + config.router_z_loss_coef*torch.stack([z_loss(logits, keep) for logits in routers]).mean()
-    with torch.no_grad(): busiest = torch.stack([E*expert_load(experts, E, keep).max() for experts, _ in routed]).mean()
-    return total, {"balance": balance.detach().mean()/k, "busiest": busiest}
+    total = config.router_aux_loss_coef * balance.mean()
+    if config.router_z_loss_coef:
+        total = (
+            total
+            + config.router_z_loss_coef
+            * torch.stack([z_loss(logits, keep) for logits in routers]).mean()
+        )
+    with torch.no_grad():
+        busiest = torch.stack(
+            [E * expert_load(experts, E, keep).max() for experts, _ in routed]
+        ).mean()
+    return total, {"balance": balance.detach().mean() / k, "busiest": busiest}
 
 # %% ../nbs/10_losses.ipynb #e665f0fe
-def causal_lm_loss(model,   # a `MiniMind`
-                   batch,   # dict of `input_ids`, `labels`, `position_ids`, `segment_ids`, each `(B, T)`
-                  ):         # loss sum in nats, number of labelled positions, metrics
-    "The loss of pretraining and of supervised fine-tuning, in the form that the training loop takes: a sum and its weight. With experts it includes the routers' part, and `lm_loss` is logged beside it."
+def causal_lm_loss(
+    model,  # a `MiniMind`
+    batch,  # dict of `input_ids`, `labels`, `position_ids`, `segment_ids`, each `(B, T)`
+):  # loss sum in nats, number of labelled positions, metrics
+    """The loss of pretraining and of supervised fine-tuning, in the form that the training loop
+    takes: a sum and its weight. With experts it includes the routers' part, and `lm_loss` is logged
+    beside it."""
     inputs, routers = {k: v for k, v in batch.items() if k != "labels"}, []
     weight = int((batch["labels"][:, 1:] != IGNORE).sum())
     loss = lm_loss(model, batch["labels"], reduction="sum", routers=routers, **inputs)
-    if not routers: return loss, weight, {}
-    extra, metrics = router_loss(model.config, routers, batch["segment_ids"] > 0 if "segment_ids" in batch else None)
-    return loss + weight*extra, weight, {k: weight*v for k, v in metrics.items()} | {"lm_loss": loss.detach()}
+    if not routers:
+        return loss, weight, {}
+    extra, metrics = router_loss(
+        model.config, routers, batch["segment_ids"] > 0 if "segment_ids" in batch else None
+    )
+    return (
+        loss + weight * extra,
+        weight,
+        {k: weight * v for k, v in metrics.items()} | {"lm_loss": loss.detach()},
+    )
 
 # %% ../nbs/10_losses.ipynb #fd07d5d0
-def token_logprobs(logits,   # `(B, T, V)`: the logits at `t` predict token `t + 1`
-                   labels,   # `(B, T)` int64 aligned with the input, `IGNORE` where nothing is asked
-                  ):         # `(B, T - 1)` float32: log p(token t + 1 | tokens ≤ t), 0 where the label is `IGNORE`
-    "Log-probability of each next token under `logits`. Raises `ValueError` if the shapes do not fit."
-    if logits.shape[:2] != labels.shape: raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} differ in (B, T); give the labels aligned with the input, not shifted")
+def token_logprobs(
+    logits,  # `(B, T, V)`: the logits at `t` predict token `t + 1`
+    labels,  # `(B, T)` int64 aligned with the input, `IGNORE` where nothing is asked
+):  # `(B, T - 1)` float32: log p(token t + 1 | tokens ≤ t), 0 where the label is `IGNORE`
+    """Log-probability of each next token under `logits`. Raises `ValueError` if the shapes do not
+    fit."""
+    if logits.shape[:2] != labels.shape:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} differ in (B, T); "
+            "give the labels aligned with the input, "
+            "not shifted"
+        )
     target = labels[:, 1:]
     logits = logits[:, :-1].float()
     picked = logits.gather(-1, target.clamp(min=0)[..., None])[..., 0]
-    return torch.where(target == IGNORE, 0., picked - logits.logsumexp(-1))
+    return torch.where(target == IGNORE, 0.0, picked - logits.logsumexp(-1))
 
 # %% ../nbs/10_losses.ipynb #950f332a
 class _ChunkedLogprobs(torch.autograd.Function):
-    "`(N,)` log-probabilities of `targets` under `hidden @ weight.T / temperature`, a chunk of rows at a time; the logits are made again in the backward pass."
+    """`(N,)` log-probabilities of `targets` under `hidden @ weight.T / temperature`, a chunk of
+    rows at a time; the logits are made again in the backward pass."""
+
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, chunk):
         ctx.dtype = compute_dtype(hidden)
@@ -136,8 +204,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
         out = torch.empty(len(hidden), device=hidden.device, dtype=ctx.exact)
         w = weight.to(ctx.dtype)
         for i in range(0, len(hidden), chunk):
-            logits = (hidden[i:i+chunk].to(ctx.dtype) @ w.T).to(ctx.exact).div_(temperature)
-            out[i:i+chunk] = -_surprise_(logits, targets[i:i+chunk, None])
+            logits = (hidden[i : i + chunk].to(ctx.dtype) @ w.T).to(ctx.exact).div_(temperature)
+            out[i : i + chunk] = -_surprise_(logits, targets[i : i + chunk, None])
         return out
 
     @staticmethod
@@ -145,29 +213,56 @@ class _ChunkedLogprobs(torch.autograd.Function):
     def backward(ctx, grad):
         hidden, weight, targets = ctx.saved_tensors
         w, grad = weight.to(ctx.dtype), grad / ctx.temperature
-        grad_h, grad_w = torch.empty_like(hidden, dtype=ctx.dtype), torch.zeros_like(weight, dtype=ctx.exact)
+        grad_h, grad_w = (
+            torch.empty_like(hidden, dtype=ctx.dtype),
+            torch.zeros_like(weight, dtype=ctx.exact),
+        )
         for i in range(0, len(hidden), ctx.chunk):
-            rows, t, g = hidden[i:i+ctx.chunk].to(ctx.dtype), targets[i:i+ctx.chunk, None], grad[i:i+ctx.chunk, None]
-            probs = (rows @ w.T).to(ctx.exact).div_(ctx.temperature).softmax(-1).mul_(-g).scatter_add_(1, t, g).to(ctx.dtype)
-            torch.mm(probs, w, out=grad_h[i:i+ctx.chunk])
+            rows, t, g = (
+                hidden[i : i + ctx.chunk].to(ctx.dtype),
+                targets[i : i + ctx.chunk, None],
+                grad[i : i + ctx.chunk, None],
+            )
+            probs = (
+                (rows @ w.T)
+                .to(ctx.exact)
+                .div_(ctx.temperature)
+                .softmax(-1)
+                .mul_(-g)
+                .scatter_add_(1, t, g)
+                .to(ctx.dtype)
+            )
+            torch.mm(probs, w, out=grad_h[i : i + ctx.chunk])
             grad_w += probs.T @ rows
             del probs
         return grad_h.to(hidden.dtype), grad_w.to(weight.dtype), None, None, None
 
-def lm_logprobs(model_or_hidden,     # a `MiniMind`, or final states `(B, T, D)`
-                labels,              # `(B, T)` int64 aligned with the input, `IGNORE` where nothing is asked
-                head=None,           # with states: the output matrix `(V, D)`, `model.lm_head.weight`
-                temperature=1.0,     # that the logits are divided by
-                chunk=1024,          # positions whose logits exist at once
-                **inputs,            # with a model: what it is called with
-               ):                    # `(B, T - 1)`, at least float32: log p(token t + 1 | tokens ≤ t), 0 where the label is `IGNORE`
-    "`token_logprobs` for training: the same numbers and gradients, without logits that exist whole. Raises `ValueError` on a wrong argument."
-    if not temperature > 0: raise ValueError(f"temperature={temperature}: must be positive; the limit 0 has no log-probabilities")
-    if isinstance(model_or_hidden, torch.nn.Module): hidden, head = model_or_hidden.hidden(**inputs), model_or_hidden.lm_head.weight
-    else: hidden = model_or_hidden
-    if head is None: raise ValueError("lm_logprobs on hidden states needs head=model.lm_head.weight")
-    if chunk < 1: raise ValueError(f"chunk={chunk}: must be at least 1 position")
+
+def lm_logprobs(
+    model_or_hidden,  # a `MiniMind`, or final states `(B, T, D)`
+    labels,  # `(B, T)` int64 aligned with the input, `IGNORE` where nothing is asked
+    head=None,  # with states: the output matrix `(V, D)`, `model.lm_head.weight`
+    temperature=1.0,  # that the logits are divided by
+    chunk=1024,  # positions whose logits exist at once
+    **inputs,  # with a model: what it is called with
+):  # `(B, T - 1)`, at least float32: log p(token t + 1 | tokens ≤ t), 0 where the label is `IGNORE`
+    """`token_logprobs` for training: the same numbers and gradients, without logits that exist
+    whole. Raises `ValueError` on a wrong argument."""
+    if not temperature > 0:
+        raise ValueError(
+            f"temperature={temperature}: must be positive; the limit 0 has no log-probabilities"
+        )
+    if isinstance(model_or_hidden, torch.nn.Module):
+        hidden, head = model_or_hidden.hidden(**inputs), model_or_hidden.lm_head.weight
+    else:
+        hidden = model_or_hidden
+    if head is None:
+        raise ValueError("lm_logprobs on hidden states needs head=model.lm_head.weight")
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk}: must be at least 1 position")
     rows, targets = shift(hidden, labels)
     logprobs = _ChunkedLogprobs.apply(rows, head, targets, temperature, chunk)
     asked = labels[:, 1:] != IGNORE
-    return torch.zeros(asked.shape, device=logprobs.device, dtype=logprobs.dtype).masked_scatter(asked, logprobs)
+    return torch.zeros(asked.shape, device=logprobs.device, dtype=logprobs.dtype).masked_scatter(
+        asked, logprobs
+    )

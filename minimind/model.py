@@ -20,114 +20,223 @@ from .moe import MoE
 @dataclass(frozen=True)
 class ModelConfig:
     "The shape of a model. Field names are Hugging Face's."
-    hidden_size: int                       # D, features of a token
-    num_hidden_layers: int                 # blocks
-    num_attention_heads: int               # H, query heads
-    num_key_value_heads: int               # Hkv, divides H
-    intermediate_size: int                 # F, features inside the feed-forward part
-    head_dim: int = None                   # Dh; default hidden_size / num_attention_heads
-    vocab_size: int = 6400                 # V
-    max_position_embeddings: int = 32768   # longest position the rotary tables reach
+
+    hidden_size: int  # D, features of a token
+    num_hidden_layers: int  # blocks
+    num_attention_heads: int  # H, query heads
+    num_key_value_heads: int  # Hkv, divides H
+    intermediate_size: int  # F, features inside the feed-forward part
+    head_dim: int = None  # Dh; default hidden_size / num_attention_heads
+    vocab_size: int = 6400  # V
+    max_position_embeddings: int = 32768  # longest position the rotary tables reach
     rms_norm_eps: float = 1e-6
-    rope_theta: float = 1e6                # base of the rotary wavelengths
-    rope_scaling: dict = None              # how RoPE is stretched to longer texts, see `rope.check_scaling`; None: not at all
-    qk_norm: bool = True                   # normalise queries and keys per head (Qwen3); False is Llama
-    tie_word_embeddings: bool = True       # one matrix for embedding and head
-    initializer_range: float = 0.02        # standard deviation of the initial weights
-    num_experts: int = 0                   # E, feed-forward layers to choose from in each block; 0: a dense model
-    num_experts_per_tok: int = 1           # k, of them that a token passes through
-    moe_intermediate_size: int = None      # features inside an expert; default intermediate_size
-    shared_expert_intermediate_size: int = 0    # features inside the expert that all tokens pass through; 0: none
-    norm_topk_prob: bool = False           # do a token's k routing weights add up to 1?
-    router_aux_loss_coef: float = 0.001    # weight of the load-balance loss, a mean over the layers
-    router_z_loss_coef: float = 0.0        # weight of the routers' z-loss, a mean over the layers
+    rope_theta: float = 1e6  # base of the rotary wavelengths
+    rope_scaling: dict = (
+        None  # how RoPE is stretched to longer texts, see `rope.check_scaling`; None: not at all
+    )
+    qk_norm: bool = True  # normalise queries and keys per head (Qwen3); False is Llama
+    tie_word_embeddings: bool = True  # one matrix for embedding and head
+    initializer_range: float = 0.02  # standard deviation of the initial weights
+    num_experts: int = 0  # E, feed-forward layers to choose from in each block; 0: a dense model
+    num_experts_per_tok: int = 1  # k, of them that a token passes through
+    moe_intermediate_size: int = None  # features inside an expert; default intermediate_size
+    shared_expert_intermediate_size: int = (
+        0  # features inside the expert that all tokens pass through; 0: none
+    )
+    norm_topk_prob: bool = False  # do a token's k routing weights add up to 1?
+    router_aux_loss_coef: float = 0.001  # weight of the load-balance loss, a mean over the layers
+    router_z_loss_coef: float = 0.0  # weight of the routers' z-loss, a mean over the layers
     pad_token_id: int = 0
     bos_token_id: int = 1
     eos_token_id: int = 2
 
     def __post_init__(self):
         for f in fields(self):
-            value, least = getattr(self, f.name), 0 if f.name in ("num_experts", "shared_expert_intermediate_size") else 1
-            if f.type is int and not f.name.endswith("_id") and not (f.default is None and value is None):
-                if not isinstance(value, int) or value < least: raise ValueError(f"{f.name}={value!r} must be a whole number of at least {least}")
-            if f.name.endswith("_coef") and not 0 <= value < 10: raise ValueError(f"{f.name}={value!r} must be zero or positive, and below 10")
+            value, least = (
+                getattr(self, f.name),
+                0 if f.name in ("num_experts", "shared_expert_intermediate_size") else 1,
+            )
+            if (
+                f.type is int
+                and not f.name.endswith("_id")
+                and not (f.default is None and value is None)
+            ):
+                if not isinstance(value, int) or value < least:
+                    raise ValueError(
+                        f"{f.name}={value!r} must be a whole number of at least {least}"
+                    )
+            if f.name.endswith("_coef") and not 0 <= value < 10:
+                raise ValueError(f"{f.name}={value!r} must be zero or positive, and below 10")
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
-                raise ValueError(f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}; give head_dim")
+                raise ValueError(
+                    f"hidden_size={self.hidden_size} is not a multiple of "
+                    f"num_attention_heads={self.num_attention_heads}; give head_dim"
+                )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(f"num_attention_heads={self.num_attention_heads} is not a multiple of num_key_value_heads={self.num_key_value_heads}")
-        if self.head_dim % 2: raise ValueError(f"head_dim={self.head_dim} must be even: RoPE rotates pairs of features")
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"head_dim={self.head_dim} must be even: RoPE rotates pairs of features"
+            )
         object.__setattr__(self, "rope_scaling", check_scaling(self.rope_scaling) or None)
-        if self.num_experts and self.moe_intermediate_size is None: object.__setattr__(self, "moe_intermediate_size", self.intermediate_size)
+        if self.num_experts and self.moe_intermediate_size is None:
+            object.__setattr__(self, "moe_intermediate_size", self.intermediate_size)
 
     @classmethod
     def from_dict(cls, d):
-        "Build from a dict. Raises `ValueError` naming keys that are not fields, and fields that are missing."
+        """Build from a dict. Raises `ValueError` naming keys that are not fields, and fields that
+        are missing."""
         known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(d) - known): raise ValueError(f"unknown config keys {unknown}; known are {sorted(known)}")
-        try: return cls(**d)
-        except TypeError as e: raise ValueError(f"incomplete config: {e}") from None
+        if unknown := sorted(set(d) - known):
+            raise ValueError(f"unknown config keys {unknown}; known are {sorted(known)}")
+        try:
+            return cls(**d)
+        except TypeError as e:
+            raise ValueError(f"incomplete config: {e}") from None
 
-    def to_dict(self): return asdict(self)
+    def to_dict(self):
+        return asdict(self)
 
 # %% ../nbs/08_model.ipynb #3e8f46c9
 PRESETS = {
-    "ci":              ModelConfig(hidden_size=192, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, intermediate_size=512, head_dim=32),
-    "minimind2-small": ModelConfig(hidden_size=512, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2, intermediate_size=1408, qk_norm=False, rms_norm_eps=1e-5),
-    "minimind2":       ModelConfig(hidden_size=768, num_hidden_layers=16, num_attention_heads=8, num_key_value_heads=2, intermediate_size=2048, qk_norm=False, rms_norm_eps=1e-5),
-    "minimind-3":      ModelConfig(hidden_size=768, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4, intermediate_size=2432),
+    "ci": ModelConfig(
+        hidden_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        intermediate_size=512,
+        head_dim=32,
+    ),
+    "minimind2-small": ModelConfig(
+        hidden_size=512,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        intermediate_size=1408,
+        qk_norm=False,
+        rms_norm_eps=1e-5,
+    ),
+    "minimind2": ModelConfig(
+        hidden_size=768,
+        num_hidden_layers=16,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        intermediate_size=2048,
+        qk_norm=False,
+        rms_norm_eps=1e-5,
+    ),
+    "minimind-3": ModelConfig(
+        hidden_size=768,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        intermediate_size=2432,
+    ),
 }
 PRESETS |= {
-    "ci-moe":          replace(PRESETS["ci"], num_experts=4, router_aux_loss_coef=0.04),
-    "minimind2-moe":   replace(PRESETS["minimind2-small"], hidden_size=640, head_dim=80, intermediate_size=1728, moe_intermediate_size=1728, num_experts=4, num_experts_per_tok=2,
-                               norm_topk_prob=True, shared_expert_intermediate_size=1728, router_aux_loss_coef=0.08),
-    "minimind-3-moe":  replace(PRESETS["minimind-3"], num_experts=4, router_aux_loss_coef=0.004),
+    "ci-moe": replace(PRESETS["ci"], num_experts=4, router_aux_loss_coef=0.04),
+    "minimind2-moe": replace(
+        PRESETS["minimind2-small"],
+        hidden_size=640,
+        head_dim=80,
+        intermediate_size=1728,
+        moe_intermediate_size=1728,
+        num_experts=4,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        shared_expert_intermediate_size=1728,
+        router_aux_loss_coef=0.08,
+    ),
+    "minimind-3-moe": replace(PRESETS["minimind-3"], num_experts=4, router_aux_loss_coef=0.004),
 }
 
-def preset(name,      # a key of `PRESETS`
-           **changes, # fields to change
-          ):          # `ModelConfig`
+
+def preset(
+    name,  # a key of `PRESETS`
+    **changes,  # fields to change
+):  # `ModelConfig`
     "A named configuration. Raises `ValueError` listing the names."
-    if name not in PRESETS: raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     return ModelConfig.from_dict(PRESETS[name].to_dict() | changes)
 
 # %% ../nbs/08_model.ipynb #34134514
-def learnable(config):        # `ModelConfig`
-    "The config itself. Raises `ValueError` for routers that could not learn: a single weight divided by itself is always 1, and has no gradient."
+def learnable(config):  # `ModelConfig`
+    """The config itself. Raises `ValueError` for routers that could not learn: a single weight
+    divided by itself is always 1, and has no gradient."""
     if config.num_experts > 1 and config.num_experts_per_tok == 1 and config.norm_topk_prob:
-        raise ValueError("norm_topk_prob=True with num_experts_per_tok=1: no gradient of the model's loss would reach the routers; use norm_topk_prob=False, or two experts a token")
+        raise ValueError(
+            "norm_topk_prob=True with num_experts_per_tok=1: no gradient of the model's loss "
+            "would reach the routers; use norm_topk_prob=False, or two experts a "
+            "token"
+        )
     return config
+
 
 STRETCHES = ("yarn", "linear", "ntk")
 
-def stretch(config,          # `ModelConfig`
-            rope_type,       # "yarn", "linear" (position interpolation) or "ntk" (a larger base)
-            factor,          # how many times as long
-            original=None,   # positions that the model was trained with; default: `max_position_embeddings`
-           ):                # `ModelConfig` that takes up to `factor * original` positions, and refuses more
+
+def stretch(
+    config,  # `ModelConfig`
+    rope_type,  # "yarn", "linear" (position interpolation) or "ntk" (a larger base)
+    factor,  # how many times as long
+    original=None,  # positions that the model was trained with; default: `max_position_embeddings`
+):  # `ModelConfig` that takes up to `factor * original` positions, and refuses more
     "A configuration for longer texts (Peng et al. 2023). Raises `ValueError`."
-    if rope_type not in STRETCHES: raise ValueError(f"rope scaling {rope_type!r}: choose one of {', '.join(STRETCHES)}")
-    if config.rope_scaling: raise ValueError(f"the model is stretched already ({config.rope_scaling}); a stretched one can't be stretched again")
+    if rope_type not in STRETCHES:
+        raise ValueError(f"rope scaling {rope_type!r}: choose one of {', '.join(STRETCHES)}")
+    if config.rope_scaling:
+        raise ValueError(
+            f"the model is stretched already ({config.rope_scaling}); a stretched one can't be "
+            "stretched again"
+        )
     original = original or config.max_position_embeddings
-    if rope_type == "ntk": changes = {"rope_theta": ntk_theta(config.head_dim, config.rope_theta, factor)}
-    else: changes = {"rope_scaling": {"rope_type": rope_type, "factor": factor} | ({"original_max_position_embeddings": original} if rope_type == "yarn" else {})}
-    return replace(config, **changes, max_position_embeddings=round(factor*original))
+    if rope_type == "ntk":
+        changes = {"rope_theta": ntk_theta(config.head_dim, config.rope_theta, factor)}
+    else:
+        changes = {
+            "rope_scaling": {"rope_type": rope_type, "factor": factor}
+            | ({"original_max_position_embeddings": original} if rope_type == "yarn" else {})
+        }
+    return replace(config, **changes, max_position_embeddings=round(factor * original))
 
 # %% ../nbs/08_model.ipynb #95763abc
 class Block(nn.Module):
     "One layer: attention and feed-forward, each on a normalised copy and added back (pre-norm)."
-    def __init__(self, c):     # `ModelConfig`
+
+    def __init__(self, c):  # `ModelConfig`
         super().__init__()
         self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.self_attn = Attention(c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.qk_norm, c.rms_norm_eps)
+        self.self_attn = Attention(
+            c.hidden_size,
+            c.num_attention_heads,
+            c.num_key_value_heads,
+            c.head_dim,
+            c.qk_norm,
+            c.rms_norm_eps,
+        )
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         if c.num_experts:
-            self.mlp = MoE(c.hidden_size, c.moe_intermediate_size, c.num_experts, c.num_experts_per_tok, shared_dim=c.shared_expert_intermediate_size)
-            self.mlp.normalize = c.norm_topk_prob      # also with one expert a token: such weights can be run, if not trained (`learnable`)
-        else: self.mlp = SwiGLU(c.hidden_size, c.intermediate_size)
+            self.mlp = MoE(
+                c.hidden_size,
+                c.moe_intermediate_size,
+                c.num_experts,
+                c.num_experts_per_tok,
+                shared_dim=c.shared_expert_intermediate_size,
+            )
+            # also with one expert a token: such weights can be run, if not trained (`learnable`)
+            self.mlp.normalize = c.norm_topk_prob
+        else:
+            self.mlp = SwiGLU(c.hidden_size, c.intermediate_size)
 
-    def forward(self, x, cos, sin, mask=None, cache=None, layer=0):     # `(B, T, D)` → the same, and the router's logits `(B, T, E)` or None
+    def forward(
+        self, x, cos, sin, mask=None, cache=None, layer=0
+    ):  # `(B, T, D)` → the same, and the router's logits `(B, T, E)` or None
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, layer)
         out = self.mlp(self.post_attention_layernorm(x))
         out, router_logits = out if isinstance(out, tuple) else (out, None)
@@ -136,70 +245,109 @@ class Block(nn.Module):
 # %% ../nbs/08_model.ipynb #45c7678e
 class Backbone(nn.Module):
     "Token ids to final states: embedding, blocks, last norm."
-    def __init__(self, c):     # `ModelConfig`
+
+    def __init__(self, c):  # `ModelConfig`
         super().__init__()
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         self.layers = nn.ModuleList(Block(c) for _ in range(c.num_hidden_layers))
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.config, self._tables = c, {}
-        self.gradient_checkpointing = False      # keep only what enters a block, and compute the rest again in the backward pass (Chen et al. 2016)
+        # keep only what enters a block, and compute the rest again in the backward pass (Chen et
+        # al. 2016)
+        self.gradient_checkpointing = False
 
     def rotary(self, length, device):
-        "Rotary tables for at least `length` positions: grown by doubling, kept per device, no part of the state."
+        """Rotary tables for at least `length` positions: grown by doubling, kept per device, no
+        part of the state."""
         limit = self.config.max_position_embeddings
-        if length > limit: raise ValueError(f"position {length - 1} is beyond max_position_embeddings={limit}; shorten the input, or stretch the model (rope_scaling, e.g. YaRN)")
+        if length > limit:
+            raise ValueError(
+                f"position {length - 1} is beyond max_position_embeddings={limit}; shorten the "
+                "input, or stretch the model (rope_scaling, e.g. YaRN)"
+            )
         if device not in self._tables or len(self._tables[device][0]) < length:
             grown = min(limit, max(256, 1 << (length - 1).bit_length()))
-            with torch.inference_mode(False):      # tables made inside someone's inference mode could not be trained with later
-                self._tables[device] = tuple(t.to(device) for t in rope_tables(self.config.head_dim, grown, self.config.rope_theta, self.config.rope_scaling))
+            # tables made inside someone's inference mode could not be trained with later
+            with torch.inference_mode(False):
+                self._tables[device] = tuple(
+                    t.to(device)
+                    for t in rope_tables(
+                        self.config.head_dim,
+                        grown,
+                        self.config.rope_theta,
+                        self.config.rope_scaling,
+                    )
+                )
         return self._tables[device]
 
     def _reach(self, position_ids):
-        # To look at the largest position a GPU would have to finish all earlier work, at every step, and a compiled graph would be cut in two.
+        # To look at the largest position a GPU would have to finish all earlier work, at every
+        # step, and a compiled graph would be cut in two.
         # There we lay out the whole table, and the look-up itself refuses what lies outside.
-        if position_ids.is_cuda or torch.compiler.is_compiling(): return self.config.max_position_embeddings
+        if position_ids.is_cuda or torch.compiler.is_compiling():
+            return self.config.max_position_embeddings
         low, high = map(int, position_ids.aminmax())
-        if low < 0: raise ValueError(f"position {low}: positions begin at 0")
+        if low < 0:
+            raise ValueError(f"position {low}: positions begin at 0")
         return high + 1
 
     def forward(self, input_ids, position_ids=None, segment_ids=None, cache=None, routers=None):
-        if input_ids.ndim != 2 or not input_ids.numel(): raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; wanted (batch, tokens), with at least one of each")
+        if input_ids.ndim != 2 or not input_ids.numel():
+            raise ValueError(
+                f"input_ids has shape {tuple(input_ids.shape)}; wanted (batch, tokens), with at "
+                "least one of each"
+            )
         T, past = input_ids.shape[1], cache.length if cache is not None else 0
         if position_ids is None:
-            cos, sin = (t[past:past + T] for t in self.rotary(past + T, input_ids.device))
+            cos, sin = (t[past : past + T] for t in self.rotary(past + T, input_ids.device))
         else:
-            cos, sin = (t[position_ids] for t in self.rotary(self._reach(position_ids), input_ids.device))
-        if cache is not None: mask = cache.mask(T, segment_ids)
-        else: mask = None if segment_ids is None else document_mask(segment_ids)
+            cos, sin = (
+                t[position_ids] for t in self.rotary(self._reach(position_ids), input_ids.device)
+            )
+        if cache is not None:
+            mask = cache.mask(T, segment_ids)
+        else:
+            mask = None if segment_ids is None else document_mask(segment_ids)
         x = self.embed_tokens(input_ids)
         for i, block in enumerate(self.layers):
             again = self.gradient_checkpointing and cache is None and torch.is_grad_enabled()
-            x, router_logits = checkpoint(block, x, cos, sin, mask, use_reentrant=False) if again else block(x, cos, sin, mask, cache, i)
-            if routers is not None and router_logits is not None: routers.append(router_logits)
-        if cache is not None: cache.advance(T, segment_ids)
+            x, router_logits = (
+                checkpoint(block, x, cos, sin, mask, use_reentrant=False)
+                if again
+                else block(x, cos, sin, mask, cache, i)
+            )
+            if routers is not None and router_logits is not None:
+                routers.append(router_logits)
+        if cache is not None:
+            cache.advance(T, segment_ids)
         return self.norm(x)
 
 # %% ../nbs/08_model.ipynb #976c0365
 class MiniMind(nn.Module):
     "A decoder-only language model (Qwen3 with `qk_norm`, Llama without; Qwen3-MoE with experts)."
-    def __init__(self, config):     # `ModelConfig`
+
+    def __init__(self, config):  # `ModelConfig`
         super().__init__()
         self.config, self.model = config, Backbone(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.apply(self._init)
-        if config.tie_word_embeddings: self.lm_head.weight = self.model.embed_tokens.weight
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
     def _init(self, module):
-        if isinstance(module, (nn.Linear, nn.Embedding)): nn.init.normal_(module.weight, std=self.config.initializer_range)
-        elif isinstance(module, MoE): module.reset_parameters(self.config.initializer_range)
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, MoE):
+            module.reset_parameters(self.config.initializer_range)
 
-    def hidden(self,
-               input_ids,          # `(B, T)` int64
-               position_ids=None,  # `(B, T)` int64; default: counted on from the cache
-               segment_ids=None,   # `(B, T)` int64: tokens see only earlier tokens of their own segment; default: one segment
-               cache=None,         # `KVCache` with the tokens before, extended in place
-               routers=None,       # a list, to which each layer with experts appends its router's logits `(B, T, E)`
-              ):                   # `(B, T, D)` final states
+    def hidden(
+        self,
+        input_ids,  # `(B, T)` int64
+        position_ids=None,  # `(B, T)` int64; default: counted on from the cache
+        segment_ids=None,  # `(B, T)` int64: tokens see only earlier tokens of their own segment; default: one segment
+        cache=None,  # `KVCache` with the tokens before, extended in place
+        routers=None,  # a list, to which each layer with experts appends its router's logits `(B, T, E)`
+    ):  # `(B, T, D)` final states
         "What the head reads. Raises `ValueError` past `max_position_embeddings`."
         return self.model(input_ids, position_ids, segment_ids, cache, routers)
 
@@ -210,25 +358,49 @@ class MiniMind(nn.Module):
     def new_cache(self, batch_size, max_len):
         "An empty `KVCache` for `batch_size` rows of up to `max_len` tokens."
         c, w = self.config, self.model.embed_tokens.weight
-        return KVCache(c.num_hidden_layers, batch_size, max_len, c.num_key_value_heads, c.head_dim, dtype=w.dtype, device=w.device)
+        return KVCache(
+            c.num_hidden_layers,
+            batch_size,
+            max_len,
+            c.num_key_value_heads,
+            c.head_dim,
+            dtype=w.dtype,
+            device=w.device,
+        )
 
 # %% ../nbs/08_model.ipynb #ffbd8213
-def num_parameters(config,          # `ModelConfig`
-                   active=False,    # only those that one token passes through
-                  ):
+def num_parameters(
+    config,  # `ModelConfig`
+    active=False,  # only those that one token passes through
+):
     "Parameters of the model, a tied head counted once: the formula, so that nothing need be built."
     c = config
     experts = c.num_experts_per_tok if active else c.num_experts
-    mlp = 3*c.hidden_size*(experts*c.moe_intermediate_size + c.shared_expert_intermediate_size) + c.num_experts*c.hidden_size if c.num_experts else 3*c.hidden_size*c.intermediate_size
-    attention = c.hidden_size*c.head_dim*(2*c.num_attention_heads + 2*c.num_key_value_heads) + (2*c.head_dim if c.qk_norm else 0)
-    block = attention + mlp + 2*c.hidden_size
-    return c.vocab_size*c.hidden_size*(1 if c.tie_word_embeddings else 2) + c.num_hidden_layers*block + c.hidden_size
+    mlp = (
+        3 * c.hidden_size * (experts * c.moe_intermediate_size + c.shared_expert_intermediate_size)
+        + c.num_experts * c.hidden_size
+        if c.num_experts
+        else 3 * c.hidden_size * c.intermediate_size
+    )
+    attention = c.hidden_size * c.head_dim * (
+        2 * c.num_attention_heads + 2 * c.num_key_value_heads
+    ) + (2 * c.head_dim if c.qk_norm else 0)
+    block = attention + mlp + 2 * c.hidden_size
+    return (
+        c.vocab_size * c.hidden_size * (1 if c.tie_word_embeddings else 2)
+        + c.num_hidden_layers * block
+        + c.hidden_size
+    )
 
 # %% ../nbs/08_model.ipynb #470f5f77
-def flops_per_token(config,     # `ModelConfig`
-                    seq_len,    # tokens that attention looks over
-                   ):           # floating-point operations of forward + backward for a token
-    "6 per weight that multiplies the token (of experts, those it passes through), plus attention's 12·L·H·Dh·T/2 (PaLM, appendix B, halved for the causal mask)."
+def flops_per_token(
+    config,  # `ModelConfig`
+    seq_len,  # tokens that attention looks over
+):  # floating-point operations of forward + backward for a token
+    """6 per weight that multiplies the token (of experts, those it passes through), plus
+    attention's 12·L·H·Dh·T/2 (PaLM, appendix B, halved for the causal mask)."""
     c = config
-    multiplied = num_parameters(c, active=True) - (0 if c.tie_word_embeddings else c.vocab_size*c.hidden_size)
-    return 6*multiplied + 6*c.num_hidden_layers*c.num_attention_heads*c.head_dim*seq_len
+    multiplied = num_parameters(c, active=True) - (
+        0 if c.tie_word_embeddings else c.vocab_size * c.hidden_size
+    )
+    return 6 * multiplied + 6 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * seq_len

@@ -17,28 +17,37 @@ from .layers import SwiGLU
 
 # %% ../nbs/07_moe.ipynb #65944829
 def _check_top_k(top_k, num_experts):
-    if not 1 <= top_k <= num_experts: raise ValueError(f"top_k={top_k}: a token can visit 1 to {num_experts} of {num_experts} experts")
+    if not 1 <= top_k <= num_experts:
+        raise ValueError(
+            f"top_k={top_k}: a token can visit 1 to {num_experts} of {num_experts} experts"
+        )
 
-def route(logits,              # router's scores `(..., E)`
-          top_k,               # experts per token, k
-          normalize=False,     # divide a token's k weights by their sum; at `top_k=1` this cuts the router off (shown below)
-         ):                    # weights `(N, k)` and probabilities `(N, E)`, at least float32; experts `(N, k)` int64, likeliest first
-    "Choose each token's `top_k` experts by a softmax over all of them (Shazeer et al. 2017; order of softmax and top-k as in Switch). Raises `ValueError` if `top_k` does not fit."
+
+def route(
+    logits,  # router's scores `(..., E)`
+    top_k,  # experts per token, k
+    normalize=False,  # divide a token's k weights by their sum; at `top_k=1` this cuts the router off (shown below)
+):  # weights `(N, k)` and probabilities `(N, E)`, at least float32; experts `(N, k)` int64, likeliest first
+    """Choose each token's `top_k` experts by a softmax over all of them (Shazeer et al. 2017; order
+    of softmax and top-k as in Switch). Raises `ValueError` if `top_k` does not fit."""
     _check_top_k(top_k, logits.shape[-1])
     logits = logits.reshape(-1, logits.shape[-1])
     probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
     weights, experts = probs.topk(top_k, dim=-1)
-    if normalize: weights = weights / weights.sum(-1, keepdim=True)
+    if normalize:
+        weights = weights / weights.sum(-1, keepdim=True)
     return weights, experts, probs
 
 # %% ../nbs/07_moe.ipynb #06718afd
-def dispatch_naive(x,           # tokens `(N, D)`
-                   weights,     # routing weights `(N, k)`
-                   experts,     # the expert that each weight belongs to `(N, k)`, int64
-                   gate_up,     # `(E, 2F, D)`: each expert's gate matrix above its up matrix
-                   down,        # `(E, D, F)`
-                  ):            # `(N, D)`
-    "Each token through its experts, one at a time: the definition, and the quickest way for a single token."
+def dispatch_naive(
+    x,  # tokens `(N, D)`
+    weights,  # routing weights `(N, k)`
+    experts,  # the expert that each weight belongs to `(N, k)`, int64
+    gate_up,  # `(E, 2F, D)`: each expert's gate matrix above its up matrix
+    down,  # `(E, D, F)`
+):  # `(N, D)`
+    """Each token through its experts, one at a time: the definition, and the quickest way for a
+    single token."""
     outputs = []
     for token, token_weights, chosen in zip(x, weights, experts.tolist()):
         y = 0
@@ -49,26 +58,40 @@ def dispatch_naive(x,           # tokens `(N, D)`
     return torch.stack(outputs).to(compute_dtype(x))
 
 # %% ../nbs/07_moe.ipynb #a897cbd4
-def sort_by_expert(experts,       # `(N, k)` int64
-                   num_experts,   # E
-                  ):              # order `(N·k,)`, inverse `(N·k,)`, ends `(E,)`, int64
-    "Sort the assignments by expert. Place `i` holds assignment `order[i]`, assignment `a` lies at place `inverse[a]`, expert `e`'s places end before `ends[e]`."
-    in_order, order = experts.flatten().sort(stable=True)     # stable: an expert sees its tokens in reading order, whatever the device
+def sort_by_expert(
+    experts,  # `(N, k)` int64
+    num_experts,  # E
+):  # order `(N·k,)`, inverse `(N·k,)`, ends `(E,)`, int64
+    """Sort the assignments by expert. Place `i` holds assignment `order[i]`, assignment `a` lies at
+    place `inverse[a]`, expert `e`'s places end before `ends[e]`."""
+    # stable: an expert sees its tokens in reading order, whatever the device
+    in_order, order = experts.flatten().sort(stable=True)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order), device=order.device)
-    return order, inverse, torch.searchsorted(in_order, torch.arange(num_experts, device=order.device), right=True)
+    return (
+        order,
+        inverse,
+        torch.searchsorted(in_order, torch.arange(num_experts, device=order.device), right=True),
+    )
 
 # %% ../nbs/07_moe.ipynb #62d05c8f
-def _slices(ends): return [slice(a, b) for a, b in zip([0, *ends], ends)]      # the places of each expert
+def _slices(ends):
+    # the places of each expert
+    return [slice(a, b) for a, b in zip([0, *ends], ends)]
 
 # %% ../nbs/07_moe.ipynb #fde1e901
 class _SortedExperts(torch.autograd.Function):
-    # Names as in the chapter's formulas. Rows named `rows`, `gu`, `a`, `out` are sorted by expert; all others are in the tokens' order.
+    # Names as in the chapter's formulas. Rows named `rows`, `gu`, `a`, `out` are sorted by expert;
+    # all others are in the tokens' order.
     @staticmethod
     def forward(ctx, x, weights, gate_up, down, order, inverse, ends):
         (N, D), k = x.shape, weights.shape[1]
         rows = x.index_select(0, order // k)
-        gu, a, out = x.new_empty(len(order), gate_up.shape[1]), x.new_empty(len(order), down.shape[2]), torch.empty_like(rows)
+        gu, a, out = (
+            x.new_empty(len(order), gate_up.shape[1]),
+            x.new_empty(len(order), down.shape[2]),
+            torch.empty_like(rows),
+        )
         for e, its in enumerate(_slices(ends)):
             g, u = torch.mm(rows[its], gate_up[e].T, out=gu[its]).chunk(2, dim=1)
             torch.mul(F.silu(g), u, out=a[its])
@@ -87,35 +110,61 @@ class _SortedExperts(torch.autograd.Function):
         rows, grad_out = x.index_select(0, order // k), grad.index_select(0, order // k)
         grad_out *= weights.flatten()[order, None]
         grad_rows = torch.empty_like(rows)
-        grad_gate_up, grad_down = (torch.empty_like(w) if needed else None for w, needed in zip((gate_up, down), ctx.needs_input_grad[2:4]))
-        for e, its in enumerate(_slices(ctx.ends)):                # an expert without tokens too: a product over no rows writes zeros
+        grad_gate_up, grad_down = (
+            torch.empty_like(w) if needed else None
+            for w, needed in zip((gate_up, down), ctx.needs_input_grad[2:4])
+        )
+        # an expert without tokens too: a product over no rows writes zeros
+        for e, its in enumerate(_slices(ctx.ends)):
             g, u = gu[its].chunk(2, dim=1)
             grad_a, grad_gu = grad_out[its] @ down[e], torch.empty_like(gu[its])
             grad_g, grad_u = grad_gu.chunk(2, dim=1)
             torch.mul(grad_a, F.silu(g), out=grad_u)
-            torch.ops.aten.silu_backward.grad_input(grad_a.mul_(u), g, grad_input=grad_g)      # times silu'(g), in one pass
+            # times silu'(g), in one pass
+            torch.ops.aten.silu_backward.grad_input(grad_a.mul_(u), g, grad_input=grad_g)
             torch.mm(grad_gu, gate_up[e], out=grad_rows[its])
-            if grad_down is not None: torch.mm(grad_out[its].T, a[its], out=grad_down[e])
-            if grad_gate_up is not None: torch.mm(grad_gu.T, rows[its], out=grad_gate_up[e])
-        return grad_rows.index_select(0, inverse).view(N, k, D).sum(1), grad_weights, grad_gate_up, grad_down, None, None, None
+            if grad_down is not None:
+                torch.mm(grad_out[its].T, a[its], out=grad_down[e])
+            if grad_gate_up is not None:
+                torch.mm(grad_gu.T, rows[its], out=grad_gate_up[e])
+        return (
+            grad_rows.index_select(0, inverse).view(N, k, D).sum(1),
+            grad_weights,
+            grad_gate_up,
+            grad_down,
+            None,
+            None,
+            None,
+        )
 
 # %% ../nbs/07_moe.ipynb #0002f7ca
-def dispatch_sorted(x, weights, experts, gate_up, down):     # all as in `dispatch_naive`
-    "`dispatch_naive` with one product per expert and matrix: for the CPU, and wherever there is no grouped product."
+def dispatch_sorted(x, weights, experts, gate_up, down):  # all as in `dispatch_naive`
+    """`dispatch_naive` with one product per expert and matrix: for the CPU, and wherever there is
+    no grouped product."""
     dtype = compute_dtype(x)
     order, inverse, ends = sort_by_expert(experts, len(gate_up))
-    return _SortedExperts.apply(x.to(dtype), weights, gate_up.to(dtype), down.to(dtype), order, inverse, ends.tolist())
+    return _SortedExperts.apply(
+        x.to(dtype), weights, gate_up.to(dtype), down.to(dtype), order, inverse, ends.tolist()
+    )
 
 # %% ../nbs/07_moe.ipynb #001d738e
-_grouped_mm = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)      # private in older versions of torch, absent in the oldest
+# private in older versions of torch, absent in the oldest
+_grouped_mm = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
+
 
 def _can_group(x, gate_up, down):
-    if x.device.type != "cuda" or _grouped_mm is None or compute_dtype(x) != torch.bfloat16: return False
-    return torch.cuda.get_device_capability(x.device) >= ((8, 0) if hasattr(F, "grouped_mm") else (9, 0)) and x.shape[1] % 8 == down.shape[2] % 8 == 0
+    if x.device.type != "cuda" or _grouped_mm is None or compute_dtype(x) != torch.bfloat16:
+        return False
+    return (
+        torch.cuda.get_device_capability(x.device)
+        >= ((8, 0) if hasattr(F, "grouped_mm") else (9, 0))
+        and x.shape[1] % 8 == down.shape[2] % 8 == 0
+    )
 
 # %% ../nbs/07_moe.ipynb #ca74b62b
-def dispatch_grouped(x, weights, experts, gate_up, down):    # all as in `dispatch_naive`
-    "`dispatch_naive` by grouped matrix products: for CUDA in bfloat16, without waiting for the device."
+def dispatch_grouped(x, weights, experts, gate_up, down):  # all as in `dispatch_naive`
+    """`dispatch_naive` by grouped matrix products: for CUDA in bfloat16, without waiting for the
+    device."""
     (N, D), k, dtype = x.shape, weights.shape[1], compute_dtype(x)
     order, inverse, ends = sort_by_expert(experts, len(gate_up))
     ends = ends.int()
@@ -126,83 +175,123 @@ def dispatch_grouped(x, weights, experts, gate_up, down):    # all as in `dispat
 
 # %% ../nbs/07_moe.ipynb #16175aca
 class Experts(nn.Module):
-    "The matrices of E feed-forward layers, and the choice of the dispatch that suits device and precision."
+    """The matrices of E feed-forward layers, and the choice of the dispatch that suits device and
+    precision."""
+
     def __init__(self, dim, hidden_dim, num_experts):
         super().__init__()
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * hidden_dim, dim))
         self.down_proj = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
 
-    def forward(self, x, weights, experts):      # as in `dispatch_naive`
+    def forward(self, x, weights, experts):  # as in `dispatch_naive`
         matrices = self.gate_up_proj, self.down_proj
-        if _can_group(x, *matrices): dispatch = dispatch_grouped
-        else: dispatch = dispatch_naive if len(x) == 1 else dispatch_sorted       # a single token needs no sorting
+        if _can_group(x, *matrices):
+            dispatch = dispatch_grouped
+        else:
+            dispatch = (
+                dispatch_naive if len(x) == 1 else dispatch_sorted
+            )  # a single token needs no sorting
         return dispatch(x, weights, experts, *matrices)
 
-    def extra_repr(self): return f"gate_up_proj={tuple(self.gate_up_proj.shape)}, down_proj={tuple(self.down_proj.shape)}"
+    def extra_repr(self):
+        return f"gate_up_proj={tuple(self.gate_up_proj.shape)}, down_proj={tuple(self.down_proj.shape)}"
 
 # %% ../nbs/07_moe.ipynb #a4429405
 class MoE(nn.Module):
-    "Mixture of experts: each token through `top_k` of `num_experts` SwiGLU layers, chosen by a router, and through a shared one if wanted. Raises `ValueError` for a router that could not learn."
-    def __init__(self, dim,              # features in and out, D
-                 hidden_dim,             # features inside each expert, F
-                 num_experts,            # E
-                 top_k,                  # experts per token, k
-                 normalize=False,        # divide each token's k weights by their sum; needs `top_k` > 1
-                 shared_dim=0,           # features inside a shared expert that every token passes; 0: none
-                 init_std=0.02):         # standard deviation of the experts' initial weights
+    """Mixture of experts: each token through `top_k` of `num_experts` SwiGLU layers, chosen by a
+    router, and through a shared one if wanted. Raises `ValueError` for a router that could not
+    learn."""
+
+    def __init__(
+        self,
+        dim,  # features in and out, D
+        hidden_dim,  # features inside each expert, F
+        num_experts,  # E
+        top_k,  # experts per token, k
+        normalize=False,  # divide each token's k weights by their sum; needs `top_k` > 1
+        shared_dim=0,  # features inside a shared expert that every token passes; 0: none
+        init_std=0.02,
+    ):  # standard deviation of the experts' initial weights
         super().__init__()
         _check_top_k(top_k, num_experts)
         if top_k == 1 and normalize and num_experts > 1:
-            raise ValueError("top_k=1 with normalize=True: a single weight divided by itself is always 1, so no gradient of the model's loss reaches the router and it never learns. "
-                             "Use normalize=False, or top_k of 2 or more. (To run weights that were trained so all the same: set layer.normalize = True afterwards.)")
+            raise ValueError(
+                "top_k=1 with normalize=True: a single weight divided by itself is always 1, "
+                "so no gradient of the model's loss reaches the router and it never "
+                "learns. "
+                "Use normalize=False, or top_k of 2 or more. (To run weights that "
+                "were trained so all the same: set layer.normalize = True "
+                "afterwards.)"
+            )
         self.top_k, self.normalize = top_k, normalize
         self.gate = nn.Linear(dim, num_experts, bias=False)
         self.experts = Experts(dim, hidden_dim, num_experts)
         self.shared_expert = SwiGLU(dim, shared_dim) if shared_dim else None
         self.reset_parameters(init_std)
 
-    def reset_parameters(self, std):     # standard deviation
-        "Draw the experts' matrices anew. The router and the shared expert are `nn.Linear`s, which a model initialises by their type."
-        for p in self.experts.parameters(): nn.init.normal_(p, std=std)
+    def reset_parameters(self, std):  # standard deviation
+        """Draw the experts' matrices anew. The router and the shared expert are `nn.Linear`s, which
+        a model initialises by their type."""
+        for p in self.experts.parameters():
+            nn.init.normal_(p, std=std)
 
-    def forward(self, x):                # `(B, T, D)` → output `(B, T, D)`, the router's logits `(B, T, E)`
-        with torch.autocast(x.device.type, enabled=False): logits = self.gate(x.to(self.gate.weight.dtype))
+    def forward(self, x):  # `(B, T, D)` → output `(B, T, D)`, the router's logits `(B, T, E)`
+        with torch.autocast(x.device.type, enabled=False):
+            logits = self.gate(x.to(self.gate.weight.dtype))
         weights, experts, _ = route(logits, self.top_k, self.normalize)
         y = self.experts(x.flatten(0, -2), weights, experts).view(x.shape)
         return (y if self.shared_expert is None else y + self.shared_expert(x)), logits
 
-    def extra_repr(self): return f"top_k={self.top_k}, normalize={self.normalize}"
+    def extra_repr(self):
+        return f"top_k={self.top_k}, normalize={self.normalize}"
 
 # %% ../nbs/07_moe.ipynb #0e77d708
-def _mean(values,     # `(N, ...)`
-          keep):      # bool `(N,)` or any shape of N elements; None: all rows
-    if keep is None: return values.mean(0)
+def _mean(
+    values,  # `(N, ...)`
+    keep,
+):  # bool `(N,)` or any shape of N elements; None: all rows
+    if keep is None:
+        return values.mean(0)
     keep = keep.flatten()
-    return values.masked_fill(~keep.view(-1, *[1] * (values.ndim - 1)), 0).sum(0) / keep.sum().clamp(min=1)     # no row kept: 0, not NaN
+    # no row kept: 0, not NaN
+    return values.masked_fill(~keep.view(-1, *[1] * (values.ndim - 1)), 0).sum(
+        0
+    ) / keep.sum().clamp(min=1)
 
-def _hits(experts, num_experts): return F.one_hot(experts, num_experts).sum(1).float()     # (N, E): 1 where the token visits the expert
+
+def _hits(experts, num_experts):
+    return (
+        F.one_hot(experts, num_experts).sum(1).float()
+    )  # (N, E): 1 where the token visits the expert
 
 # %% ../nbs/07_moe.ipynb #0637a582
-def expert_load(experts,         # `(N, k)` int64
-                num_experts,     # E
-                keep=None,       # bool `(N,)`, False for tokens that do not count (padding); None: all count
-               ):                # `(E,)`: each expert's share of the assignments, sum 1
+def expert_load(
+    experts,  # `(N, k)` int64
+    num_experts,  # E
+    keep=None,  # bool `(N,)`, False for tokens that do not count (padding); None: all count
+):  # `(E,)`: each expert's share of the assignments, sum 1
     "How the work is spread over the experts; even is 1/E each."
     return _mean(_hits(experts, num_experts), keep) / experts.shape[1]
 
 # %% ../nbs/07_moe.ipynb #29967605
-def load_balance_loss(probs,        # probabilities `(N, E)` from `route`; several layers: concatenated over N
-                      experts,      # `(N, k)` int64
-                      keep=None,    # bool `(N,)`, False for tokens that do not count (padding); None: all count
-                     ):             # scalar: `k` when balanced, up to `E` when collapsed
-    "Pressure towards even shares (Switch Transformer, Fedus et al. 2021, eq. 4, without its coefficient; as transformers computes it)."
+def load_balance_loss(
+    probs,  # probabilities `(N, E)` from `route`; several layers: concatenated over N
+    experts,  # `(N, k)` int64
+    keep=None,  # bool `(N,)`, False for tokens that do not count (padding); None: all count
+):  # scalar: `k` when balanced, up to `E` when collapsed
+    """Pressure towards even shares (Switch Transformer, Fedus et al. 2021, eq. 4, without its
+    coefficient; as transformers computes it)."""
     E = probs.shape[-1]
     return E * (_mean(_hits(experts, E), keep) * _mean(probs, keep)).sum()
 
 # %% ../nbs/07_moe.ipynb #926da0f6
-def z_loss(logits,       # router's scores `(..., E)`
-           keep=None,    # bool of N elements, False for tokens that do not count (padding); None: all count
-          ):             # scalar
-    "Mean of the squared log-sum-exp of the logits, which keeps them small (ST-MoE, Zoph et al. 2022, eq. 5, without its coefficient)."
+def z_loss(
+    logits,  # router's scores `(..., E)`
+    keep=None,  # bool of N elements, False for tokens that do not count (padding); None: all count
+):  # scalar
+    """Mean of the squared log-sum-exp of the logits, which keeps them small (ST-MoE, Zoph et al.
+    2022, eq. 5, without its coefficient)."""
     logits = logits.reshape(-1, logits.shape[-1])
-    return _mean(logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(-1).square(), keep)
+    return _mean(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(-1).square(), keep
+    )

@@ -13,170 +13,279 @@ import torch
 from .core import get_dtype
 
 # %% ../nbs/11_optim.ipynb #ee3d7726
-NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)   # quintic that pushes every singular value in (0, 1] to about 1 (Jordan et al. 2024)
+# quintic that pushes every singular value in (0, 1] to about 1 (Jordan et al. 2024)
+NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
 
 def _rounds_on_gram(X, steps):
     a, b, c = NS_COEFFICIENTS
     A, Q = X @ X.mT, None
     for left in reversed(range(steps)):
-        B = torch.baddbmm(A, A, A, beta=b, alpha=c)            # as below: a round multiplies X by aI + B
-        if Q is None: Q = B.clone(); Q.diagonal(dim1=-2, dim2=-1).add_(a)
-        else: Q = torch.baddbmm(Q, B, Q, beta=a)               # all rounds so far
-        if left:                                               # and so XXᵀ by (aI + B)², for A and B commute
+        # as below: a round multiplies X by aI + B
+        B = torch.baddbmm(A, A, A, beta=b, alpha=c)
+        if Q is None:
+            Q = B.clone()
+            Q.diagonal(dim1=-2, dim2=-1).add_(a)
+        else:
+            Q = torch.baddbmm(Q, B, Q, beta=a)  # all rounds so far
+        # and so XXᵀ by (aI + B)², for A and B commute
+        if left:
             A = torch.baddbmm(A, B, A, beta=a)
             A = torch.baddbmm(A, B, A, beta=a)
     return Q @ X
 
-def newton_schulz(G,           # `(..., n, m)` matrices
-                  steps=5,     # iterations
-                  eps=1e-7,    # keeps a zero matrix from dividing by zero
-                  dtype=None,  # of the products; default: that of `G`
-                 ):            # matrices of the same shape and dtype, with singular values near 1
-    "Orthogonalise a batch of matrices: `U S Vᵀ` becomes about `U Vᵀ`, with matrix products only (Muon, Jordan et al. 2024)."
+
+def newton_schulz(
+    G,  # `(..., n, m)` matrices
+    steps=5,  # iterations
+    eps=1e-7,  # keeps a zero matrix from dividing by zero
+    dtype=None,  # of the products; default: that of `G`
+):  # matrices of the same shape and dtype, with singular values near 1
+    """Orthogonalise a batch of matrices: `U S Vᵀ` becomes about `U Vᵀ`, with matrix products only
+    (Muon, Jordan et al. 2024)."""
     a, b, c = NS_COEFFICIENTS
-    tall = G.shape[-2] > G.shape[-1]                       # the products are made on the shorter side
+    # the products are made on the shorter side
+    tall = G.shape[-2] > G.shape[-1]
     X = G.reshape(-1, *G.shape[-2:])
     X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
     X = (X.mT if tall else X).to(dtype or G.dtype)
-    if X.shape[-1] >= 2*X.shape[-2] and X.dtype.itemsize >= 4:
-        for done in range(0, steps, 5): X = _rounds_on_gram(X, min(5, steps - done))
+    if X.shape[-1] >= 2 * X.shape[-2] and X.dtype.itemsize >= 4:
+        for done in range(0, steps, 5):
+            X = _rounds_on_gram(X, min(5, steps - done))
     else:
         for _ in range(steps):
             A = X @ X.mT
-            B = torch.baddbmm(A, A, A, beta=b, alpha=c)        # bA + cA²
-            X = torch.baddbmm(X, B, X, beta=a)                 # aX + BX
+            B = torch.baddbmm(A, A, A, beta=b, alpha=c)  # bA + cA²
+            X = torch.baddbmm(X, B, X, beta=a)  # aX + BX
     return (X.mT if tall else X).reshape(G.shape).to(G.dtype)
 
 # %% ../nbs/11_optim.ipynb #0a247e74
 class Muon(torch.optim.Optimizer):
-    "Momentum, orthogonalised: every direction of a weight matrix gets a step of the same size (Jordan et al. 2024). Raises `ValueError` for parameters that are not matrices."
-    def __init__(self,
-                 params,            # matrices `(n, m)`, or stacks of them `(…, n, m)`
-                 lr=0.02,           # step, as a fraction of an orthogonal matrix
-                 momentum=0.95,     # of the running mean of gradients
-                 weight_decay=0.0,  # share of the weight taken away a step, times lr
-                 ns_steps=5,        # Newton–Schulz iterations
-                 ns_dtype=None,     # of their products; default: bfloat16 where the hardware has it, else float32
-                ):
+    """Momentum, orthogonalised: every direction of a weight matrix gets a step of the same size
+    (Jordan et al. 2024). Raises `ValueError` for parameters that are not matrices."""
+
+    def __init__(
+        self,
+        params,  # matrices `(n, m)`, or stacks of them `(…, n, m)`
+        lr=0.02,  # step, as a fraction of an orthogonal matrix
+        momentum=0.95,  # of the running mean of gradients
+        weight_decay=0.0,  # share of the weight taken away a step, times lr
+        ns_steps=5,  # Newton–Schulz iterations
+        ns_dtype=None,  # of their products; default: bfloat16 where the hardware has it, else float32
+    ):
         params = list(params)
-        if bad := [tuple(p.shape) for g in params for p in (g["params"] if isinstance(g, dict) else [g]) if p.ndim < 2]:
-            raise ValueError(f"Muon takes matrices only; got shapes {bad}: give vectors and tables to AdamW")
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, ns_steps=ns_steps, ns_dtype=ns_dtype))
+        if bad := [
+            tuple(p.shape)
+            for g in params
+            for p in (g["params"] if isinstance(g, dict) else [g])
+            if p.ndim < 2
+        ]:
+            raise ValueError(
+                f"Muon takes matrices only; got shapes {bad}: give vectors and tables to AdamW"
+            )
+        super().__init__(
+            params,
+            dict(
+                lr=lr,
+                momentum=momentum,
+                weight_decay=weight_decay,
+                ns_steps=ns_steps,
+                ns_dtype=ns_dtype,
+            ),
+        )
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            same_shape = defaultdict(list)                 # these go through `newton_schulz` together
+            # these go through `newton_schulz` together
+            same_shape = defaultdict(list)
             for p in group["params"]:
-                if p.grad is not None: same_shape[self.shape(p)].append(p)
-            for shape, params in same_shape.items(): self._step_together(params, group, *shape[-2:])
+                if p.grad is not None:
+                    same_shape[self.shape(p)].append(p)
+            for shape, params in same_shape.items():
+                self._step_together(params, group, *shape[-2:])
 
-    def shape(self, p): return p.shape                     # of the whole matrix; a process may hold some of its rows only (chapter 36)
-    def orthogonal(self, updates, rows, group): return newton_schulz(updates, group["ns_steps"], dtype=group["ns_dtype"] or get_dtype(updates.device))
+    def shape(self, p):
+        # of the whole matrix; a process may hold some of its rows only (chapter 36)
+        return p.shape
+
+    def orthogonal(self, updates, rows, group):
+        return newton_schulz(
+            updates, group["ns_steps"], dtype=group["ns_dtype"] or get_dtype(updates.device)
+        )
 
     def _step_together(self, params, group, rows, columns):
         lr, momentum = group["lr"], group["momentum"]
         for p in params:
-            if not self.state[p]: self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        grads, buffers = [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        grads, buffers = (
+            [p.grad for p in params],
+            [self.state[p]["momentum_buffer"] for p in params],
+        )
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        updates = torch.stack(torch._foreach_lerp(grads, buffers, momentum))                 # Nesterov: look one step ahead
+        # Nesterov: look one step ahead
+        updates = torch.stack(torch._foreach_lerp(grads, buffers, momentum))
         updates = self.orthogonal(updates, rows, group)
-        if updates.ndim > 3: updates *= torch.stack(grads).any(-1, keepdim=True).any(-2, keepdim=True)     # an expert that no token visited stays where it is
-        if group["weight_decay"]: torch._foreach_mul_(params, 1 - lr*group["weight_decay"])
-        torch._foreach_add_(params, updates.unbind(), alpha=-lr*max(1, rows/columns)**0.5)   # a tall matrix gets a longer step (Muon's own rule)
+        # an expert that no token visited stays where it is
+        if updates.ndim > 3:
+            updates *= torch.stack(grads).any(-1, keepdim=True).any(-2, keepdim=True)
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        # a tall matrix gets a longer step (Muon's own rule)
+        torch._foreach_add_(params, updates.unbind(), alpha=-lr * max(1, rows / columns) ** 0.5)
 
 # %% ../nbs/11_optim.ipynb #4c35c5e5
-TABLES = ("embed_tokens", "lm_head", ".gate.weight", "value_head", "lora_")     # parts of the names of matrices that are not Muon's
+# parts of the names of matrices that are not Muon's
+TABLES = ("embed_tokens", "lm_head", ".gate.weight", "value_head", "lora_")
 
-def parameter_groups(model):    # a `MiniMind`
-    "Named parameters by the treatment they need: hidden `matrices` (and stacks of them); `tables` (embedding, head, router, adapters); `vectors` (norm scales)."
+
+def parameter_groups(model):  # a `MiniMind`
+    """Named parameters by the treatment they need: hidden `matrices` (and stacks of them); `tables`
+    (embedding, head, router, adapters); `vectors` (norm scales)."""
     groups = {"matrices": {}, "tables": {}, "vectors": {}}
     for name, p in model.named_parameters():
-        if not p.requires_grad: continue
-        kind = "vectors" if p.ndim < 2 else "tables" if any(part in name for part in TABLES) else "matrices"
+        if not p.requires_grad:
+            continue
+        kind = (
+            "vectors"
+            if p.ndim < 2
+            else "tables"
+            if any(part in name for part in TABLES)
+            else "matrices"
+        )
         groups[kind][name] = p
     return groups
 
 # %% ../nbs/11_optim.ipynb #7ccf31cd
 class Optimizers:
-    "Several torch optimisers as one: one `step`, one learning-rate factor, one state by parameter name."
-    def __init__(self, optimizers, names):      # list of torch optimisers; `{parameter: name}`
+    """Several torch optimisers as one: one `step`, one learning-rate factor, one state by parameter
+    name."""
+
+    def __init__(self, optimizers, names):  # list of torch optimisers; `{parameter: name}`
         self.optimizers, self.names = optimizers, names
-        for g in self.groups: g["base_lr"] = g["lr"]
+        for g in self.groups:
+            g["base_lr"] = g["lr"]
 
     @property
-    def groups(self): return [g for o in self.optimizers for g in o.param_groups]
+    def groups(self):
+        return [g for o in self.optimizers for g in o.param_groups]
 
-    def set_lr(self, factor):                   # of the base learning rate of every group
-        for g in self.groups: g["lr"] = g["base_lr"]*factor
+    def set_lr(self, factor):  # of the base learning rate of every group
+        for g in self.groups:
+            g["lr"] = g["base_lr"] * factor
 
     def step(self):
-        for o in self.optimizers: o.step()
+        for o in self.optimizers:
+            o.step()
 
     def zero_grad(self):
-        for o in self.optimizers: o.zero_grad(set_to_none=True)
+        for o in self.optimizers:
+            o.zero_grad(set_to_none=True)
 
-    def state_tensors(self):                    # `{"parameter name/state name": tensor}`
+    def state_tensors(self):  # `{"parameter name/state name": tensor}`
         "The state as flat named tensors, for safetensors. They are the state itself, not copies."
-        return {f"{self.names[p]}/{k}": v for o in self.optimizers for p, state in o.state.items() for k, v in state.items()}
+        return {
+            f"{self.names[p]}/{k}": v
+            for o in self.optimizers
+            for p, state in o.state.items()
+            for k, v in state.items()
+        }
 
-    def load_state_tensors(self, tensors):      # what `state_tensors` gave
-        "Put a saved state back, in place of what there is. Raises `ValueError` on a state of another model or of another optimiser; nothing is changed then."
-        home = {self.names[p]: (o, p) for o in self.optimizers for g in o.param_groups for p in g["params"]}
+    def load_state_tensors(self, tensors):  # what `state_tensors` gave
+        """Put a saved state back, in place of what there is. Raises `ValueError` on a state of
+        another model or of another optimiser; nothing is changed then."""
+        home = {
+            self.names[p]: (o, p)
+            for o in self.optimizers
+            for g in o.param_groups
+            for p in g["params"]
+        }
         for key, value in tensors.items():
             name, _, k = key.rpartition("/")
-            if name not in home: raise ValueError(f"optimizer state has {key!r}, but no parameter {name!r} is being trained")
+            if name not in home:
+                raise ValueError(
+                    f"optimizer state has {key!r}, but no parameter {name!r} is being trained"
+                )
             o, p = home[name]
-            if (k == "momentum_buffer") != isinstance(o, Muon): raise ValueError(f"optimizer state has {key!r}, but {name!r} is trained by {type(o).__name__}; resume with the same optimizer")
-            if k != "step" and value.shape != p.shape: raise ValueError(f"optimizer state {key!r} has shape {tuple(value.shape)}, the parameter {tuple(p.shape)}")
-        for o in self.optimizers: o.state.clear()
+            if (k == "momentum_buffer") != isinstance(o, Muon):
+                raise ValueError(
+                    f"optimizer state has {key!r}, but {name!r} is trained by "
+                    f"{type(o).__name__}; resume with the "
+                    "same optimizer"
+                )
+            if k != "step" and value.shape != p.shape:
+                raise ValueError(
+                    f"optimizer state {key!r} has shape {tuple(value.shape)}, the parameter "
+                    f"{tuple(p.shape)}"
+                )
+        for o in self.optimizers:
+            o.state.clear()
         for key, value in tensors.items():
             name, _, k = key.rpartition("/")
             o, p = home[name]
-            on_host = k == "step" and not o.defaults.get("fused")      # torch keeps AdamW's count of steps on the CPU, unless the kernel is fused
+            # torch keeps AdamW's count of steps on the CPU, unless the kernel is fused
+            on_host = k == "step" and not o.defaults.get("fused")
             o.state[p][k] = value.to("cpu" if on_host else p.device, copy=True)
 
 # %% ../nbs/11_optim.ipynb #41b1cd94
-def build_optimizer(model,               # a `MiniMind`
-                    optimizer="muon",    # "muon" (matrices by Muon, the rest by AdamW) or "adamw"
-                    lr=3e-3,             # of AdamW
-                    muon_lr=0.02,        # of Muon
-                    betas=(0.9, 0.95),   # AdamW's running means of gradient and square
-                    weight_decay=0.0,    # of matrices and tables; vectors are never decayed
-                    muon=Muon,           # class of the optimiser of matrices
-                   ):                    # `Optimizers`
+def build_optimizer(
+    model,  # a `MiniMind`
+    optimizer="muon",  # "muon" (matrices by Muon, the rest by AdamW) or "adamw"
+    lr=3e-3,  # of AdamW
+    muon_lr=0.02,  # of Muon
+    betas=(0.9, 0.95),  # AdamW's running means of gradient and square
+    weight_decay=0.0,  # of matrices and tables; vectors are never decayed
+    muon=Muon,  # class of the optimiser of matrices
+):  # `Optimizers`
     "The optimiser of a model, in groups. Raises `ValueError` for an unknown name."
-    if optimizer not in ("muon", "adamw"): raise ValueError(f"optimizer={optimizer!r}: choose muon or adamw")
+    if optimizer not in ("muon", "adamw"):
+        raise ValueError(f"optimizer={optimizer!r}: choose muon or adamw")
     groups = parameter_groups(model)
     names = {p: name for g in groups.values() for name, p in g.items()}
-    if not names: raise ValueError("no parameter requires a gradient: nothing to train")
+    if not names:
+        raise ValueError("no parameter requires a gradient: nothing to train")
     matrices, tables, vectors = (list(g.values()) for g in groups.values())
     by_adamw = tables if optimizer == "muon" else matrices + tables
-    adamw = [dict(params=p, weight_decay=decay) for p, decay in ((by_adamw, weight_decay), (vectors, 0.)) if p]
+    adamw = [
+        dict(params=p, weight_decay=decay)
+        for p, decay in ((by_adamw, weight_decay), (vectors, 0.0))
+        if p
+    ]
     optimizers = []
-    if optimizer == "muon" and matrices: optimizers.append(muon(matrices, lr=muon_lr, weight_decay=weight_decay))
-    fused = next(iter(names)).device.type in ("cpu", "cuda")           # one kernel for all tensors, where torch has it
-    if adamw: optimizers.append(torch.optim.AdamW(adamw, lr=lr, betas=betas, fused=fused))
+    if optimizer == "muon" and matrices:
+        optimizers.append(muon(matrices, lr=muon_lr, weight_decay=weight_decay))
+    # one kernel for all tensors, where torch has it
+    fused = next(iter(names)).device.type in ("cpu", "cuda")
+    if adamw:
+        optimizers.append(torch.optim.AdamW(adamw, lr=lr, betas=betas, fused=fused))
     return Optimizers(optimizers, names)
 
 # %% ../nbs/11_optim.ipynb #69ea4fdd
 SCHEDULES = ("cosine", "linear", "constant")
 
-def lr_factor(step,                # optimizer steps done, from 0
-              total,               # steps of the whole run
-              warmup=0,            # steps that rise from 0 to the full rate
-              schedule="cosine",   # one of `SCHEDULES`
-              final=0.1,           # share of the full rate that is left at the end
-             ):                    # factor in (0, 1]
-    "Learning rate as a share of the full one: linear warm-up, then a fall. The first step is never zero, the last one reaches about `final`."
-    if schedule not in SCHEDULES: raise ValueError(f"schedule={schedule!r}: choose one of {', '.join(SCHEDULES)}")
-    if not 0 <= final <= 1: raise ValueError(f"final={final!r}: a share of the full rate, from 0 to 1")
-    if step < warmup: return (step + 1)/warmup
-    if schedule == "constant": return 1.
-    done = min(1., (step - warmup)/max(1, total - warmup))
-    shape = 0.5*(1 + math.cos(math.pi*done)) if schedule == "cosine" else 1 - done
-    return final + (1 - final)*shape
+
+def lr_factor(
+    step,  # optimizer steps done, from 0
+    total,  # steps of the whole run
+    warmup=0,  # steps that rise from 0 to the full rate
+    schedule="cosine",  # one of `SCHEDULES`
+    final=0.1,  # share of the full rate that is left at the end
+):  # factor in (0, 1]
+    """Learning rate as a share of the full one: linear warm-up, then a fall. The first step is
+    never zero, the last one reaches about `final`."""
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule={schedule!r}: choose one of {', '.join(SCHEDULES)}")
+    if not 0 <= final <= 1:
+        raise ValueError(f"final={final!r}: a share of the full rate, from 0 to 1")
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    shape = 0.5 * (1 + math.cos(math.pi * done)) if schedule == "cosine" else 1 - done
+    return final + (1 - final) * shape
+
 
 def cosine_schedule(step, total, warmup=0, final=0.1):
     "The factor of `lr_factor` with a cosine fall."

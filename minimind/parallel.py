@@ -22,64 +22,112 @@ from .train import Replicas, processes, zero_stage
 
 # %% ../nbs/36_parallel.ipynb #268d3e8b
 class Root(nn.Module):
-    "A model and the loss that is asked of it as one module: all that happens in its `forward` happens while the weights are there."
+    """A model and the loss that is asked of it as one module: all that happens in its `forward`
+    happens while the weights are there."""
+
     def __init__(self, model):
         super().__init__()
         self.model = model
-    def forward(self, loss_fn, batch): return loss_fn(self.model, batch)
+
+    def forward(self, loss_fn, batch):
+        return loss_fn(self.model, batch)
 
 # %% ../nbs/36_parallel.ipynb #48ccedf6
-def own_rows(x):              # a tensor with at least one dimension
-    "The rows that are this process's share: equal parts, but the last ones may be smaller, or empty (as `torch.chunk`)."
+def own_rows(x):  # a tensor with at least one dimension
+    """The rows that are this process's share: equal parts, but the last ones may be smaller, or
+    empty (as `torch.chunk`)."""
     rank, size = processes()
-    each = -(-len(x)//size)
-    return x[rank*each:(rank + 1)*each]
+    each = -(-len(x) // size)
+    return x[rank * each : (rank + 1) * each]
+
 
 class ShardedMuon(Muon):
-    "Muon on shares of matrices: the momentum stays in shares, and the whole matrix is put together only to be orthogonalised."
-    shapes = {}               # `{share: shape of the whole}`
-    def shape(self, p): return self.shapes[p]
-    def orthogonal(self, updates, rows, group):             # `(n, own rows, m)`, or `(n, own experts, rows, m)`: these are whole
-        if updates.ndim > 3: return super().orthogonal(updates, rows, group) if updates.numel() else updates
-        each = -(-rows//processes()[1])
+    """Muon on shares of matrices: the momentum stays in shares, and the whole matrix is put
+    together only to be orthogonalised."""
+
+    shapes = {}  # `{share: shape of the whole}`
+
+    def shape(self, p):
+        return self.shapes[p]
+
+    def orthogonal(
+        self, updates, rows, group
+    ):  # `(n, own rows, m)`, or `(n, own experts, rows, m)`: these are whole
+        if updates.ndim > 3:
+            return super().orthogonal(updates, rows, group) if updates.numel() else updates
+        each = -(-rows // processes()[1])
         padded = updates.new_zeros(len(updates), each, updates.shape[-1])
-        padded[:, :updates.shape[1]] = updates
+        padded[:, : updates.shape[1]] = updates
         shares = [torch.empty_like(padded) for _ in range(processes()[1])]
         dist.all_gather(shares, padded)
         whole = super().orthogonal(torch.cat(shares, 1)[:, :rows], rows, group)
         return own_rows(whole.transpose(0, 1)).transpose(0, 1)
 
+
 class ShardedOptimizers(Optimizers):
     "Optimisers of shares. The state they give is that of the shares; the one they take is whole."
-    def load_state_tensors(self, tensors): super().load_state_tensors({k: own_rows(v) if v.ndim else v for k, v in tensors.items()})
+
+    def load_state_tensors(self, tensors):
+        super().load_state_tensors({k: own_rows(v) if v.ndim else v for k, v in tensors.items()})
+
 
 class Named:
     "Parameters under names, where a model is expected."
-    def __init__(self, parameters): self.parameters = parameters
-    def named_parameters(self): return self.parameters.items()
+
+    def __init__(self, parameters):
+        self.parameters = parameters
+
+    def named_parameters(self):
+        return self.parameters.items()
 
 # %% ../nbs/36_parallel.ipynb #aa67977f
 class Shards(Replicas):
-    "Each process keeps a share of the rows of every weight, of its gradient and of its optimizer state; a layer's weights are gathered when it is computed (FSDP, Zhao et al. 2023; ZeRO stage 3, Rajbhandari et al. 2020)."
+    """Each process keeps a share of the rows of every weight, of its gradient and of its optimizer
+    state; a layer's weights are gathered when it is computed (FSDP, Zhao et al. 2023; ZeRO stage 3,
+    Rajbhandari et al. 2020)."""
+
     together = sharded = True
+
     def __init__(self, model, cfg):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, fully_shard
-        if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"): raise RuntimeError(f"--parallel fsdp needs a newer PyTorch than {torch.__version__}: pip install -U torch")
+
+        if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+            raise RuntimeError(
+                f"--parallel fsdp needs a newer PyTorch than {torch.__version__}: pip install -U "
+                "torch"
+            )
         shapes = {name: p.shape for name, p in model.named_parameters()}
         self.model, self.root, self.open = model, Root(model), False
         mesh = init_device_mesh(next(model.parameters()).device.type, (processes()[1],))
         self.parts = [*(m for m in model.modules() if isinstance(m, Block)), self.root]
         for part in self.parts:
             fully_shard(part, mesh=mesh)
-            part.set_gradient_divide_factor(1.); part.set_force_sum_reduction_for_comms(True)     # sums, as everywhere in the loop
+            # sums, as everywhere in the loop
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.shares = {name: nn.Parameter(p.detach().to_local()) for name, p in self.trained.items()}      # the same memory, as plain tensors: optimisers need know nothing
-        muon = type("Muon", (ShardedMuon,), {"shapes": {self.shares[name]: shapes[name] for name in self.shares}})
-        plain = build_optimizer(Named(self.shares), cfg.optimizer, cfg.lr, cfg.muon_lr, weight_decay=cfg.weight_decay, muon=muon)
+        # the same memory, as plain tensors: optimisers need know nothing
+        self.shares = {
+            name: nn.Parameter(p.detach().to_local()) for name, p in self.trained.items()
+        }
+        muon = type(
+            "Muon",
+            (ShardedMuon,),
+            {"shapes": {self.shares[name]: shapes[name] for name in self.shares}},
+        )
+        plain = build_optimizer(
+            Named(self.shares),
+            cfg.optimizer,
+            cfg.lr,
+            cfg.muon_lr,
+            weight_decay=cfg.weight_decay,
+            muon=muon,
+        )
         self.optimizers = ShardedOptimizers(plain.optimizers, plain.names)
 
-    def forward(self, loss_fn, batch): return self.root(loss_fn, batch)
+    def forward(self, loss_fn, batch):
+        return self.root(loss_fn, batch)
 
     def mean(self, denominator, known):
         for name, p in self.trained.items():
@@ -91,147 +139,288 @@ class Shards(Replicas):
         square = torch.stack([g.double().square().sum() for g in grads]).sum()
         dist.all_reduce(square)
         norm = float(square.sqrt())
-        if clip: torch._foreach_mul_(grads, min(1., clip/(norm + 1e-6)))
-        if move and norm < float("inf"): self.optimizers.step()
+        if clip:
+            torch._foreach_mul_(grads, min(1.0, clip / (norm + 1e-6)))
+        if move and norm < float("inf"):
+            self.optimizers.step()
         self.optimizers.zero_grad()
         return norm
 
     @contextmanager
     def whole(self, write=False):
-        if self.open: yield; return
-        self.root._get_fsdp_state()._lazy_init()       # else the first layer that is asked would take itself for the root
+        if self.open:
+            yield
+            return
+        # else the first layer that is asked would take itself for the root
+        self.root._get_fsdp_state()._lazy_init()
         shards = dict(self.root.named_parameters())
-        for part in self.parts: part.set_reshard_after_forward(False, recurse=False); part.unshard()
+        for part in self.parts:
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
         self.open = True
         try:
             yield
             if write:
                 with torch.no_grad():
-                    for name, p in self.root.named_parameters(): shards[name].to_local().copy_(own_rows(p))
+                    for name, p in self.root.named_parameters():
+                        shards[name].to_local().copy_(own_rows(p))
         finally:
             self.open = False
-            for part in self.parts: part.reshard(); part.set_reshard_after_forward(part is not self.root, recurse=False)
+            for part in self.parts:
+                part.reshard()
+                part.set_reshard_after_forward(part is not self.root, recurse=False)
 
 # %% ../nbs/36_parallel.ipynb #3fc8f0b2
-OURS = {"optimizer": "--optimizer adamw --lr", "scheduler": "--schedule", "gradient_clipping": "--clip", "train_batch_size": "--batch-size", "train_micro_batch_size_per_gpu": "--micro-batch-size",
-        "gradient_accumulation_steps": "--batch-size and --micro-batch-size", "fp16": "--dtype", "bf16": "--dtype"}      # DeepSpeed's names for what our flags say
+OURS = {
+    "optimizer": "--optimizer adamw --lr",
+    "scheduler": "--schedule",
+    "gradient_clipping": "--clip",
+    "train_batch_size": "--batch-size",
+    "train_micro_batch_size_per_gpu": "--micro-batch-size",
+    "gradient_accumulation_steps": "--batch-size and --micro-batch-size",
+    "fp16": "--dtype",
+    "bf16": "--dtype",
+}  # DeepSpeed's names for what our flags say
 
-def deepspeed_settings(path, cfg):     # json file; a stage's config
-    "DeepSpeed's settings from a file, with ours added. Raises `FileNotFoundError`, or `ValueError` for a setting that a flag of ours makes, and for what DeepSpeed can't do here."
+
+def deepspeed_settings(path, cfg):  # json file; a stage's config
+    """DeepSpeed's settings from a file, with ours added. Raises `FileNotFoundError`, or
+    `ValueError` for a setting that a flag of ours makes, and for what DeepSpeed can't do here."""
     settings = read_json(path)
-    for name in OURS.keys() & settings.keys(): raise ValueError(f"{path}: {name} is set by {OURS[name]}; take it out of the file" + (" (weights stay float32; the products are made in --dtype)" if name.endswith("16") else ""))
+    for name in OURS.keys() & settings.keys():
+        raise ValueError(
+            f"{path}: {name} is set by {OURS[name]}; take it out of the file"
+            + (
+                " (weights stay float32; the products are made in --dtype)"
+                if name.endswith("16")
+                else ""
+            )
+        )
     zero = settings.get("zero_optimization", {})
     zero_stage(settings)
-    if offloaded := [name for name in zero if name.startswith("offload")]: raise ValueError(f"{path}: {offloaded[0]} needs DeepSpeed's own optimizer, written in C++; take it out of the file")
-    if cfg.optimizer != "adamw": raise ValueError(f"optimizer={cfg.optimizer!r}: DeepSpeed cuts the weights into flat pieces, and Muon needs whole matrices; use --optimizer adamw, or --parallel fsdp in place of --deepspeed")
-    small = {"stage": 2, "reduce_bucket_size": 10_000_000, "stage3_prefetch_bucket_size": 10_000_000}     # DeepSpeed's own buckets take 2 GB, whatever the model
-    return settings | {"zero_optimization": small | zero, "train_micro_batch_size_per_gpu": cfg.micro_batch_size, "gradient_accumulation_steps": 1, "gradient_clipping": cfg.clip, "zero_allow_untested_optimizer": True}
+    if offloaded := [name for name in zero if name.startswith("offload")]:
+        raise ValueError(
+            f"{path}: {offloaded[0]} needs DeepSpeed's own optimizer, written in C++; take it "
+            "out of the file"
+        )
+    if cfg.optimizer != "adamw":
+        raise ValueError(
+            f"optimizer={cfg.optimizer!r}: DeepSpeed cuts the weights into flat pieces, and Muon "
+            "needs whole matrices; use --optimizer adamw, "
+            "or --parallel fsdp in place of "
+            "--deepspeed"
+        )
+    # DeepSpeed's own buckets take 2 GB, whatever the model
+    small = {
+        "stage": 2,
+        "reduce_bucket_size": 10_000_000,
+        "stage3_prefetch_bucket_size": 10_000_000,
+    }
+    return settings | {
+        "zero_optimization": small | zero,
+        "train_micro_batch_size_per_gpu": cfg.micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": cfg.clip,
+        "zero_allow_untested_optimizer": True,
+    }
 
 # %% ../nbs/36_parallel.ipynb #0abc9007
-def own_piece(p, x):          # parameter of a model in ZeRO stage 3; a whole tensor of its shape
-    "The piece of it that belongs to this process: all are equally long, and the last is filled up with zeros. (DeepSpeed's own functions for whole tensors fail where it does not come out even.)"
+def own_piece(p, x):  # parameter of a model in ZeRO stage 3; a whole tensor of its shape
+    """The piece of it that belongs to this process: all are equally long, and the last is filled up
+    with zeros. (DeepSpeed's own functions for whole tensors fail where it does not come out even.)
+    """
     rank, n = processes()[0], p.ds_tensor.numel()
-    return nn.functional.pad(x.flatten(), (0, n*processes()[1] - x.numel()))[rank*n:(rank + 1)*n]
+    return nn.functional.pad(x.flatten(), (0, n * processes()[1] - x.numel()))[
+        rank * n : (rank + 1) * n
+    ]
+
 
 class EngineState:
-    "The optimizer of a DeepSpeed engine, with the names and the state files of ours: AdamW's moments, put together from all processes."
-    MOMENTS = ("exp_avg", "exp_avg_sq")
-    def __init__(self, model, engine, plain):              # `plain`: the `Optimizers` that the engine was given
-        self.model, self.set_lr = model, plain.set_lr
-        self.inner = engine.optimizer.optimizer                # torch's AdamW, on flat pieces of the weights
-        fused, flats = self.inner.param_groups[0]["fused"], getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)        # stage 3 puts its pieces into the groups only while it steps
-        for flat in flats or [flat for group in self.inner.param_groups for flat in group["params"]]:       # all states begin here: the engine links those that are there when the first group has moved, and no others
-            self.inner.state[flat] = {"step": torch.zeros((), device=flat.device if fused else "cpu")} | {k: torch.zeros_like(flat) for k in self.MOMENTS}
-        if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"): engine.optimizer._lazy_init_hp_params_optimizer_state()
+    """The optimizer of a DeepSpeed engine, with the names and the state files of ours: AdamW's
+    moments, put together from all processes."""
 
-    def _named(self): return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+    MOMENTS = ("exp_avg", "exp_avg_sq")
+
+    def __init__(self, model, engine, plain):  # `plain`: the `Optimizers` that the engine was given
+        self.model, self.set_lr = model, plain.set_lr
+        # torch's AdamW, on flat pieces of the weights
+        self.inner = engine.optimizer.optimizer
+        # stage 3 puts its pieces into the groups only while it steps
+        fused, flats = (
+            self.inner.param_groups[0]["fused"],
+            getattr(engine.optimizer, "fp32_partitioned_groups_flat", None),
+        )
+        # all states begin here: the engine links those that are there when the first group has
+        # moved, and no others
+        for flat in flats or [
+            flat for group in self.inner.param_groups for flat in group["params"]
+        ]:
+            self.inner.state[flat] = {
+                "step": torch.zeros((), device=flat.device if fused else "cpu")
+            } | {k: torch.zeros_like(flat) for k in self.MOMENTS}
+        if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+            engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _named(self):
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
     def state_tensors(self):
         from deepspeed.utils import safe_get_full_optimizer_state
+
         step = next(iter(self.inner.state.values()))["step"].detach().cpu()
-        return {f"{name}/{k}": step.clone() if k == "step" else safe_get_full_optimizer_state(p, k).cpu() for name, p in self._named() for k in (*self.MOMENTS, "step")}
+        return {
+            f"{name}/{k}": step.clone()
+            if k == "step"
+            else safe_get_full_optimizer_state(p, k).cpu()
+            for name, p in self._named()
+            for k in (*self.MOMENTS, "step")
+        }
 
     def load_state_tensors(self, tensors):
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
         names = {f"{name}/{k}" for name, _ in self._named() for k in (*self.MOMENTS, "step")}
-        if names != tensors.keys(): raise ValueError(f"the optimizer state is not AdamW's of this model: {', '.join(sorted(names ^ tensors.keys())[:2])}; resume with the same optimizer")
+        if names != tensors.keys():
+            raise ValueError(
+                "the optimizer state is not AdamW's of this model: "
+                f"{', '.join(sorted(names ^ tensors.keys())[:2])}; "
+                "resume with the same optimizer"
+            )
         step = next(v for k, v in tensors.items() if k.endswith("/step"))
-        for state in self.inner.state.values(): state["step"].copy_(step)
+        for state in self.inner.state.values():
+            state["step"].copy_(step)
         for name, p in self._named():
             for k in self.MOMENTS:
                 moment = tensors[f"{name}/{k}"].to(p.device)
-                if hasattr(p, "ds_tensor"): safe_set_local_optimizer_state(p, own_piece(p, moment), k)
-                else: safe_set_full_optimizer_state(p, moment, k)
+                if hasattr(p, "ds_tensor"):
+                    safe_set_local_optimizer_state(p, own_piece(p, moment), k)
+                else:
+                    safe_set_full_optimizer_state(p, moment, k)
 
 # %% ../nbs/36_parallel.ipynb #10908ebc
 class DeepSpeed(Replicas):
-    "DeepSpeed's engine takes the steps: optimizer state in shares (ZeRO stage 1), gradients too (2), weights too (3), as its settings say (Rajbhandari et al. 2020)."
+    """DeepSpeed's engine takes the steps: optimizer state in shares (ZeRO stage 1), gradients too
+    (2), weights too (3), as its settings say (Rajbhandari et al. 2020)."""
+
     together = True
+
     def __init__(self, model, cfg):
         settings = deepspeed_settings(cfg.deepspeed, cfg)
-        try: import deepspeed
-        except ImportError: raise ImportError("--deepspeed needs the package: pip install 'minimind[deepspeed]'") from None
+        try:
+            import deepspeed
+        except ImportError:
+            raise ImportError(
+                "--deepspeed needs the package: pip install 'minimind[deepspeed]'"
+            ) from None
         deepspeed.utils.logger.setLevel("WARNING")
         device = next(model.parameters()).device
-        if device.type == "cpu": deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False       # else it compiles C++ for a minute
+        # else it compiles C++ for a minute
+        if device.type == "cpu":
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
-        if not dist.is_initialized(): dist.init_process_group("gloo" if device.type == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1)
+        if not dist.is_initialized():
+            dist.init_process_group(
+                "gloo" if device.type == "cpu" else "nccl",
+                store=dist.HashStore(),
+                rank=0,
+                world_size=1,
+            )
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
         self.model = model
-        plain = build_optimizer(model, cfg.optimizer, cfg.lr, cfg.muon_lr, weight_decay=cfg.weight_decay)
-        self.engine, *_ = deepspeed.initialize(model=Root(model), optimizer=plain.optimizers[0], config=settings, dist_init_required=False)
+        plain = build_optimizer(
+            model, cfg.optimizer, cfg.lr, cfg.muon_lr, weight_decay=cfg.weight_decay
+        )
+        self.engine, *_ = deepspeed.initialize(
+            model=Root(model),
+            optimizer=plain.optimizers[0],
+            config=settings,
+            dist_init_required=False,
+        )
         self.stage = self.engine.zero_optimization_stage()
         self.optimizers = EngineState(model, self.engine, plain)
 
     def forward(self, loss_fn, batch):
         kind = next(self.model.parameters()).device.type
         on, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        def in_our_precision(model, batch):      # on a GPU the engine switches off what it has not switched on itself
-            with torch.autocast(kind, dtype, enabled=on): return loss_fn(model, batch)
+
+        def in_our_precision(
+            model, batch
+        ):  # on a GPU the engine switches off what it has not switched on itself
+            with torch.autocast(kind, dtype, enabled=on):
+                return loss_fn(model, batch)
+
         return self.engine(in_our_precision, batch)
 
     def backward(self, loss, last):
-        self._scale(1.)
+        self._scale(1.0)
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss, scale_wrt_gas=False)
 
-    def _scale(self, scale): self.engine.optimizer.custom_loss_scaler, self.engine.optimizer.external_loss_scale = True, scale
+    def _scale(self, scale):
+        self.engine.optimizer.custom_loss_scaler, self.engine.optimizer.external_loss_scale = (
+            True,
+            scale,
+        )
 
-    def mean(self, denominator, known): self.denominator = denominator
+    def mean(self, denominator, known):
+        self.denominator = denominator
 
     def update(self, clip, move):
-        self._scale(self.denominator/processes()[1])       # the engine has averaged over processes; before it steps it divides by its "loss scale", and clips
-        if not move: self._spoil()
+        # the engine has averaged over processes; before it steps it divides by its "loss scale",
+        # and clips
+        self._scale(self.denominator / processes()[1])
+        if not move:
+            self._spoil()
         self.engine.step()
         return float("nan") if not move else float(self.engine.get_global_grad_norm())
 
     def _spoil(self):
-        "Let the engine see an infinite gradient: it forgets the step, as it does after an overflow."
-        self._scale(1.)
+        """Let the engine see an infinite gradient: it forgets the step, as it does after an
+        overflow."""
+        self._scale(1.0)
         for grads in self.engine.optimizer.averaged_gradients.values():
-            for g in (grads or [])[:1]: g.fill_(float("inf"))
+            for g in (grads or [])[:1]:
+                g.fill_(float("inf"))
 
     @contextmanager
     def whole(self, write=False):
         if self.stage == 3:
             import deepspeed
-            layers = self.engine.optimizer.parameter_offload       # its hooks would give each layer's weights away again when the layer is done
-            with deepspeed.zero.GatheredParameters(list(self.model.parameters()), modifier_rank=0 if write else None):
+
+            # its hooks would give each layer's weights away again when the layer is done
+            layers = self.engine.optimizer.parameter_offload
+            with deepspeed.zero.GatheredParameters(
+                list(self.model.parameters()), modifier_rank=0 if write else None
+            ):
                 layers._remove_module_hooks()
                 try:
                     yield
-                    if write:                # the engine steps from copies of its own, which would bring the old weights back
-                        for p in self.model.parameters(): deepspeed.utils.safe_set_local_fp32_param(p, own_piece(p, p.detach()))
-                finally: layers.setup_zero_stage3_hooks()
+                    # the engine steps from copies of its own, which would bring the old weights
+                    # back
+                    if write:
+                        for p in self.model.parameters():
+                            deepspeed.utils.safe_set_local_fp32_param(p, own_piece(p, p.detach()))
+                finally:
+                    layers.setup_zero_stage3_hooks()
         else:
             yield
-            if write: self.engine.optimizer.refresh_fp32_params()
+            if write:
+                self.engine.optimizer.refresh_fp32_params()
 
 # %% ../nbs/36_parallel.ipynb #0b2db205
-def compile_layers(model):    # a `MiniMind`, or a model with some inside
-    "`torch.compile` each layer, in place. Where that can't be done, it says why, and the layers run as they are."
-    try: torch.compile(lambda x: x.sin() + 1)(torch.ones(4, device=next(model.parameters()).device))
-    except Exception as e: print(f"compile: not possible here, going on without ({type(e).__name__}: {str(e).strip().splitlines()[-1][:150]})"); return
-    torch._dynamo.config.suppress_errors = True       # what can't be compiled later runs as it is
+def compile_layers(model):  # a `MiniMind`, or a model with some inside
+    """`torch.compile` each layer, in place. Where that can't be done, it says why, and the layers
+    run as they are."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(4, device=next(model.parameters()).device))
+    except Exception as e:
+        print(
+            f"compile: not possible here, going on without ({type(e).__name__}: "
+            f"{str(e).strip().splitlines()[-1][:150]})"
+        )
+        return
+    # what can't be compiled later runs as it is
+    torch._dynamo.config.suppress_errors = True
     for block in model.modules():
-        if isinstance(block, Block): block.compile()
+        if isinstance(block, Block):
+            block.compile()

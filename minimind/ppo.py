@@ -21,182 +21,274 @@ from .checkpoint import ModelFolder, run_stage
 from .evaluate import exact_match
 from .pretrain import NOTHING_HELD_OUT, load_init, work_folder
 from .sft import read_questions
-from .rollout import (NOTHING, PROMPT_SAMPLES, LocalEngine, RewardMix, RewardModel, RLConfig, RolloutBatches, ServerEngine,
-                              by_rows, measure_reward, read_prompts, rollout_logps)
+from minimind.rollout import (
+    NOTHING,
+    PROMPT_SAMPLES,
+    LocalEngine,
+    RewardMix,
+    RewardModel,
+    RLConfig,
+    RolloutBatches,
+    ServerEngine,
+    by_rows,
+    measure_reward,
+    read_prompts,
+    rollout_logps,
+)
 
 # %% ../nbs/23_ppo.ipynb #f2f20b3d
-def clipped_loss(ratio,               # probability now divided by probability when drawn
-                 advantages,          # how much better than expected; the same shape, or one that broadcasts
-                 epsilon=0.2,         # the ratio may fall to 1 - ε …
-                 epsilon_high=None,   # … and rise to 1 + this, before the gradient ends; None: the same
-                ):                    # loss of each element, and bool: where the clip took the gradient away
+def clipped_loss(
+    ratio,  # probability now divided by probability when drawn
+    advantages,  # how much better than expected; the same shape, or one that broadcasts
+    epsilon=0.2,  # the ratio may fall to 1 - ε …
+    epsilon_high=None,  # … and rise to 1 + this, before the gradient ends; None: the same
+):  # loss of each element, and bool: where the clip took the gradient away
     "PPO's clipped objective with the sign of a loss (Schulman 2017, eq. 7)."
     high = epsilon if epsilon_high is None else epsilon_high
-    loss, bounded = -advantages*ratio, -advantages*ratio.clamp(1 - epsilon, 1 + high)
+    loss, bounded = -advantages * ratio, -advantages * ratio.clamp(1 - epsilon, 1 + high)
     return torch.maximum(loss, bounded), (bounded > loss).detach()
 
 # %% ../nbs/23_ppo.ipynb #2d796732
 @torch.no_grad()
-def gae(rewards,     # `(B, T)`: what each token earned, mostly 0 up to the last
-        values,      # `(B, T)`: the critic's estimate before each token, of all that is still to come
-        mask,        # `(B, T)` bool: tokens that the policy drew; prompt, padding and a tool's answers are stepped over
-        gamma=1.0,   # worth of a reward one token later
-        lam=0.95,    # 1: trust the rewards that came; 0: trust the critic's next estimate
-       ):            # `(advantages, returns)`, each `(B, T)`, 0 outside the mask
-    "Generalised advantage estimation (Schulman 2015, eq. 16) over the marked tokens, as if nothing stood between them. Returns are advantages plus values: what the critic should have said."
+def gae(
+    rewards,  # `(B, T)`: what each token earned, mostly 0 up to the last
+    values,  # `(B, T)`: the critic's estimate before each token, of all that is still to come
+    mask,  # `(B, T)` bool: tokens that the policy drew; prompt, padding and a tool's answers are stepped over
+    gamma=1.0,  # worth of a reward one token later
+    lam=0.95,  # 1: trust the rewards that came; 0: trust the critic's next estimate
+):  # `(advantages, returns)`, each `(B, T)`, 0 outside the mask
+    """Generalised advantage estimation (Schulman 2015, eq. 16) over the marked tokens, as if
+    nothing stood between them. Returns are advantages plus values: what the critic should have
+    said."""
     mask, advantages = mask.bool(), torch.zeros_like(values)
     carried = next_value = torch.zeros_like(values[:, 0])
     for t in reversed(range(values.shape[1])):
-        surprise = rewards[:, t] + gamma*next_value - values[:, t]
-        carried = torch.where(mask[:, t], surprise + gamma*lam*carried, carried)
+        surprise = rewards[:, t] + gamma * next_value - values[:, t]
+        carried = torch.where(mask[:, t], surprise + gamma * lam * carried, carried)
         next_value = torch.where(mask[:, t], values[:, t], next_value)
-        advantages[:, t] = torch.where(mask[:, t], carried, 0.)
-    return advantages, torch.where(mask, advantages + values, 0.)
+        advantages[:, t] = torch.where(mask[:, t], carried, 0.0)
+    return advantages, torch.where(mask, advantages + values, 0.0)
 
 # %% ../nbs/23_ppo.ipynb #2fb57454
-def whiten(x,                # numbers of any shape
-           mask,             # bool, the same shape: what counts
-           eps=1e-8,         # keeps equal numbers from dividing by zero
-          ):                 # the same shape: mean 0 and variance 1 over what counts, 0 elsewhere
-    "Subtract the mean and divide by the (unbiased) standard deviation, both over the marked elements."
+def whiten(
+    x,  # numbers of any shape
+    mask,  # bool, the same shape: what counts
+    eps=1e-8,  # keeps equal numbers from dividing by zero
+):  # the same shape: mean 0 and variance 1 over what counts, 0 elsewhere
+    """Subtract the mean and divide by the (unbiased) standard deviation, both over the marked
+    elements."""
     mask = mask.bool()
-    x, n = torch.where(mask, x, 0.), mask.sum().clamp(min=1)
-    centred = torch.where(mask, x - x.sum()/n, 0.)
-    return centred*torch.rsqrt(centred.pow(2).sum()/(n - 1).clamp(min=1) + eps)
+    x, n = torch.where(mask, x, 0.0), mask.sum().clamp(min=1)
+    centred = torch.where(mask, x - x.sum() / n, 0.0)
+    return centred * torch.rsqrt(centred.pow(2).sum() / (n - 1).clamp(min=1) + eps)
 
 # %% ../nbs/23_ppo.ipynb #e71ce979
-def k3(logps,       # log-probabilities of drawn tokens under the policy
-       ref_logps,   # of the same tokens under the reference, the same shape
-      ):            # the same shape, never negative
-    "An estimate, token by token, of the divergence KL(policy ‖ reference) from tokens that the policy drew: `e^d - d - 1` with `d = ref - policy` (Schulman 2020)."
+def k3(
+    logps,  # log-probabilities of drawn tokens under the policy
+    ref_logps,  # of the same tokens under the reference, the same shape
+):  # the same shape, never negative
+    """An estimate, token by token, of the divergence KL(policy ‖ reference) from tokens that the
+    policy drew: `e^d - d - 1` with `d = ref - policy` (Schulman 2020)."""
     d = ref_logps - logps
     return d.exp() - d - 1
 
 # %% ../nbs/23_ppo.ipynb #a8ed5385
-def value_loss(values,           # `(B, T)` the critic's estimates now
-               old_values,       # `(B, T)` its estimates when the tokens were drawn
-               returns,          # `(B, T)` from `gae`: what it should have said
-               mask,             # `(B, T)` bool: drawn tokens
-               epsilon=0.2,      # an estimate that has moved further than this gives no more gradient
-              ):                 # scalar: mean over the drawn tokens
-    "Half the squared error of the critic, with its step clipped as the policy's is: the larger error of the two counts."
+def value_loss(
+    values,  # `(B, T)` the critic's estimates now
+    old_values,  # `(B, T)` its estimates when the tokens were drawn
+    returns,  # `(B, T)` from `gae`: what it should have said
+    mask,  # `(B, T)` bool: drawn tokens
+    epsilon=0.2,  # an estimate that has moved further than this gives no more gradient
+):  # scalar: mean over the drawn tokens
+    """Half the squared error of the critic, with its step clipped as the policy's is: the larger
+    error of the two counts."""
     near = old_values + (values - old_values).clamp(-epsilon, epsilon)
-    worse = torch.maximum((values - returns)**2, (near - returns)**2)
-    return 0.5*torch.where(mask, worse, 0.).sum()/mask.sum().clamp(min=1)
+    worse = torch.maximum((values - returns) ** 2, (near - returns) ** 2)
+    return 0.5 * torch.where(mask, worse, 0.0).sum() / mask.sum().clamp(min=1)
 
-def ppo_loss(logps,               # `(B, T)` log-probability of each drawn token under the policy that is trained
-             old_logps,           # `(B, T)` under the policy that drew it; None: it is the same policy
-             advantages,          # `(B, T)` from `gae`, mostly whitened
-             mask,                # `(B, T)` bool: drawn tokens
-             values=None,         # `(B, T)` the critic's estimates now; None: no critic is trained
-             old_values=None,     # `(B, T)` its estimates when the tokens were drawn
-             returns=None,        # `(B, T)` from `gae`
-             ref_logps=None,      # `(B, T)` under the reference, for `beta`
-             epsilon=0.2,         # clip of the ratio
-             value_epsilon=0.2,   # clip of the critic's step
-             value_coef=0.5,      # weight of the critic's loss
-             beta=0.0,            # price of a nat of divergence from the reference
-            ):                    # mean loss over the drawn tokens, and dict of means
-    "PPO's loss: the clipped objective token by token (Schulman 2017, eq. 7), the critic's, and `k3` to the reference. Raises `ValueError` on a wrong argument."
-    if beta and ref_logps is None: raise ValueError(f"beta={beta} is a price on the distance from a reference: give ref_logps")
-    if values is not None and (old_values is None or returns is None): raise ValueError("the value loss needs old_values and returns besides values")
+
+def ppo_loss(
+    logps,  # `(B, T)` log-probability of each drawn token under the policy that is trained
+    old_logps,  # `(B, T)` under the policy that drew it; None: it is the same policy
+    advantages,  # `(B, T)` from `gae`, mostly whitened
+    mask,  # `(B, T)` bool: drawn tokens
+    values=None,  # `(B, T)` the critic's estimates now; None: no critic is trained
+    old_values=None,  # `(B, T)` its estimates when the tokens were drawn
+    returns=None,  # `(B, T)` from `gae`
+    ref_logps=None,  # `(B, T)` under the reference, for `beta`
+    epsilon=0.2,  # clip of the ratio
+    value_epsilon=0.2,  # clip of the critic's step
+    value_coef=0.5,  # weight of the critic's loss
+    beta=0.0,  # price of a nat of divergence from the reference
+):  # mean loss over the drawn tokens, and dict of means
+    """PPO's loss: the clipped objective token by token (Schulman 2017, eq. 7), the critic's, and
+    `k3` to the reference. Raises `ValueError` on a wrong argument."""
+    if beta and ref_logps is None:
+        raise ValueError(f"beta={beta} is a price on the distance from a reference: give ref_logps")
+    if values is not None and (old_values is None or returns is None):
+        raise ValueError("the value loss needs old_values and returns besides values")
     mask = mask.bool()
     n = mask.sum().clamp(min=1)
-    def mean(x): return torch.where(mask, x, 0.).sum()/n
-    log_ratio = torch.where(mask, logps - (logps.detach() if old_logps is None else old_logps), 0.)
+
+    def mean(x):
+        return torch.where(mask, x, 0.0).sum() / n
+
+    log_ratio = torch.where(mask, logps - (logps.detach() if old_logps is None else old_logps), 0.0)
     ratio = log_ratio.exp()
     policy, clipped = clipped_loss(ratio, advantages, epsilon)
     loss = mean(policy)
-    metrics = dict(policy_loss=loss, clip_fraction=mean(clipped.to(loss.dtype)), ratio=mean(ratio), kl_step=mean(ratio - log_ratio - 1))
+    metrics = dict(
+        policy_loss=loss,
+        clip_fraction=mean(clipped.to(loss.dtype)),
+        ratio=mean(ratio),
+        kl_step=mean(ratio - log_ratio - 1),
+    )
     if values is not None:
         critic = value_loss(values, old_values, returns, mask, value_epsilon)
-        loss, metrics = loss + value_coef*critic, metrics | dict(value_loss=critic, value=mean(values))
+        loss, metrics = (
+            loss + value_coef * critic,
+            metrics | dict(value_loss=critic, value=mean(values)),
+        )
     if ref_logps is not None:
         kl = mean(k3(logps, ref_logps))
-        loss, metrics = loss + beta*kl, metrics | dict(kl=kl)
+        loss, metrics = loss + beta * kl, metrics | dict(kl=kl)
     return loss, {k: v.detach() for k, v in metrics.items()}
 
 # %% ../nbs/23_ppo.ipynb #28d61afd
 class ActorCritic(nn.Module):
-    "The policy, and a critic that began as its copy: two models, trained together. As a part of a checkpoint it saves the critic; the policy is the run's own model."
-    def __init__(self, policy):       # a `MiniMind`
-        super().__init__()
-        self.config, self.policy, self.critic = policy.config, policy, RewardModel(copy.deepcopy(policy))
+    """The policy, and a critic that began as its copy: two models, trained together. As a part of a
+    checkpoint it saves the critic; the policy is the run's own model."""
 
-    def values(self, input_ids):      # `(N, T)`
-        "What the critic expects before each token but the first, `(N, T-1)`, at least float32: aligned with `rollout_logps`."
+    def __init__(self, policy):  # a `MiniMind`
+        super().__init__()
+        self.config, self.policy, self.critic = (
+            policy.config,
+            policy,
+            RewardModel(copy.deepcopy(policy)),
+        )
+
+    def values(self, input_ids):  # `(N, T)`
+        """What the critic expects before each token but the first, `(N, T-1)`, at least float32:
+        aligned with `rollout_logps`."""
         return self.critic.value_head(self.critic.model(input_ids)[:, :-1])[..., 0].float()
 
-    def state_tensors(self): return {name: p.detach() for name, p in self.critic.named_parameters()}
+    def state_tensors(self):
+        return {name: p.detach() for name, p in self.critic.named_parameters()}
+
     def load_state_tensors(self, tensors):
         own = dict(self.critic.named_parameters())
-        if own.keys() != tensors.keys(): raise ValueError(f"the saved critic has other weights: {', '.join(sorted(own.keys() ^ tensors.keys())[:4])}")
+        if own.keys() != tensors.keys():
+            raise ValueError(
+                "the saved critic has other weights: "
+                f"{', '.join(sorted(own.keys() ^ tensors.keys())[:4])}"
+            )
         with torch.no_grad():
-            for name, p in own.items(): p.copy_(tensors[name])
+            for name, p in own.items():
+                p.copy_(tensors[name])
 
 # %% ../nbs/23_ppo.ipynb #8856f637
 @dataclass(frozen=True)
 class PPOConfig(RLConfig):
     "Proximal policy optimisation: prompts and a reward in, a model that earns more of it out."
-    out: str = "runs/ppo"              # folder of the run
-    steps: int = 200                   # optimizer steps; 0: as many as `epochs` make
-    updates: int = 4                   # optimizer steps that a rollout is used for
-    passes: int = 2                    # times that each row of a rollout is used; divides `updates`
-    gamma: float = 1.0                 # worth of a reward one token later
-    lam: float = 0.95                  # of the advantages: 1 trusts the rewards that came, 0 the critic's next estimate
-    epsilon: float = 0.2               # clip of the ratio
-    value_epsilon: float = 0.2         # clip of the critic's step
-    value_coef: float = 0.5            # weight of the critic's loss
-    target_kl: float = 0.1             # divergence from the policy that drew a rollout, nats a token, at which the policy's remaining steps on it are left out; 0: never
+
+    out: str = "runs/ppo"  # folder of the run
+    steps: int = 200  # optimizer steps; 0: as many as `epochs` make
+    updates: int = 4  # optimizer steps that a rollout is used for
+    passes: int = 2  # times that each row of a rollout is used; divides `updates`
+    gamma: float = 1.0  # worth of a reward one token later
+    lam: float = (
+        0.95  # of the advantages: 1 trusts the rewards that came, 0 the critic's next estimate
+    )
+    epsilon: float = 0.2  # clip of the ratio
+    value_epsilon: float = 0.2  # clip of the critic's step
+    value_coef: float = 0.5  # weight of the critic's loss
+    target_kl: float = 0.1  # divergence from the policy that drew a rollout, nats a token, at which the policy's remaining steps on it are left out; 0: never
 
     def __post_init__(self):
         super().__post_init__()
-        def refuse(name, why): raise ValueError(f"{name}={getattr(self, name)!r}: {why}")
+
+        def refuse(name, why):
+            raise ValueError(f"{name}={getattr(self, name)!r}: {why}")
+
         for name in ("gamma", "lam"):
-            if not 0 <= getattr(self, name) <= 1: refuse(name, "must be between 0 and 1")
+            if not 0 <= getattr(self, name) <= 1:
+                refuse(name, "must be between 0 and 1")
         for name in ("epsilon", "value_epsilon"):
-            if not 0 < getattr(self, name) < float("inf"): refuse(name, "must be positive")
+            if not 0 < getattr(self, name) < float("inf"):
+                refuse(name, "must be positive")
         for name in ("value_coef", "target_kl"):
-            if not 0 <= getattr(self, name) < float("inf"): refuse(name, "must be zero or positive")
-        if self.deepspeed and self.target_kl: refuse("target_kl", "DeepSpeed moves every weight in every step, so the policy can't rest while the critic goes on; use --target-kl 0, or --parallel fsdp")
-        if self.passes < 1 or self.updates % self.passes: refuse("passes", f"must be at least 1 and divide updates={self.updates}, so that each pass has equally many steps")
-        if (rows := self.prompts*self.group_size) % (self.updates//self.passes): refuse("updates", f"the {rows} rows of a rollout can't be shared out equally among the steps of a pass")
-        object.__setattr__(self, "batch_size", rows*self.passes//self.updates)
+            if not 0 <= getattr(self, name) < float("inf"):
+                refuse(name, "must be zero or positive")
+        if self.deepspeed and self.target_kl:
+            refuse(
+                "target_kl",
+                "DeepSpeed moves every weight in every step, so the policy can't rest while the "
+                "critic goes on; use --target-kl 0, or "
+                "--parallel fsdp",
+            )
+        if self.passes < 1 or self.updates % self.passes:
+            refuse(
+                "passes",
+                f"must be at least 1 and divide updates={self.updates}, so that each pass has "
+                "equally many steps",
+            )
+        if (rows := self.prompts * self.group_size) % (self.updates // self.passes):
+            refuse(
+                "updates",
+                f"the {rows} rows of a rollout can't be shared out equally among the steps of a "
+                "pass",
+            )
+        object.__setattr__(self, "batch_size", rows * self.passes // self.updates)
 
 # %% ../nbs/23_ppo.ipynb #fb0c5e72
 class LearnerBatches(RolloutBatches):
-    "Rollouts for a loss with ratios. At the first step the policy is still the one that drew: its own log-probabilities are the old ones, so each ratio is exactly 1, with no rounding."
+    """Rollouts for a loss with ratios. At the first step the policy is still the one that drew: its
+    own log-probabilities are the old ones, so each ratio is exactly 1, with no rounding."""
+
     def at(self, step):
-        "The batch of an optimizer step, as `RolloutBatches` has it; with `old_logps` from the second step of a rollout on."
+        """The batch of an optimizer step, as `RolloutBatches` has it; with `old_logps` from the
+        second step of a rollout on."""
         batch = super().at(step)
-        if step % self.cfg.updates == 0: batch.pop("old_logps", None)
+        if step % self.cfg.updates == 0:
+            batch.pop("old_logps", None)
         return batch
 
+
 class PPOBatches(LearnerBatches):
-    "Rollouts that are gone over several times, and that the policy is done with when it has moved too far from the one that drew them."
-    def __init__(self, *args, **options):      # as for `RolloutBatches`
+    """Rollouts that are gone over several times, and that the policy is done with when it has moved
+    too far from the one that drew them."""
+
+    def __init__(self, *args, **options):  # as for `RolloutBatches`
         super().__init__(*args, **options)
-        self.moved, self.stopped = 0., False      # nats a token that the last step found the policy away from the one that drew
+        # nats a token that the last step found the policy away from the one that drew
+        self.moved, self.stopped = 0.0, False
 
     def _rows(self, step):
-        a_pass = self.cfg.updates//self.cfg.passes
+        a_pass = self.cfg.updates // self.cfg.passes
         which, part = divmod(step % self.cfg.updates, a_pass)
-        order = np.random.default_rng([self.cfg.seed, 2, self.number, which]).permutation(len(self.rollout["rewards"]))
+        order = np.random.default_rng([self.cfg.seed, 2, self.number, which]).permutation(
+            len(self.rollout["rewards"])
+        )
         return torch.from_numpy(np.array_split(order, a_pass)[part])
 
     def at(self, step):
         "The batch of an optimizer step, as `LearnerBatches` has it."
-        fresh = step//self.cfg.updates != self.number
+        fresh = step // self.cfg.updates != self.number
         batch = super().at(step)
-        self.stopped = not fresh and (self.stopped or self.cfg.target_kl > 0 and self.moved > self.cfg.target_kl)
+        self.stopped = not fresh and (
+            self.stopped or self.cfg.target_kl > 0 and self.moved > self.cfg.target_kl
+        )
         self.numbers = self.numbers | {"stopped": float(self.stopped)}
         return batch
 
-    def observe(self, result):                 # `StepResult`, of all processes
+    def observe(self, result):  # `StepResult`, of all processes
         super().observe(result)
-        self.moved = result.metrics.get("kl_step", 0.)
+        self.moved = result.metrics.get("kl_step", 0.0)
 
-    def state_tensors(self): return super().state_tensors() | {"early_stop": torch.tensor([self.moved, self.stopped], dtype=torch.float64)}
+    def state_tensors(self):
+        return super().state_tensors() | {
+            "early_stop": torch.tensor([self.moved, self.stopped], dtype=torch.float64)
+        }
 
     def load_state_tensors(self, tensors):
         tensors = dict(tensors)
@@ -206,49 +298,77 @@ class PPOBatches(LearnerBatches):
 
 # %% ../nbs/23_ppo.ipynb #bcefe284
 @torch.no_grad()
-def prepare_advantages(rollout,    # from `RolloutBatches.sample`
-                       model,      # `ActorCritic`
-                       cfg,        # `PPOConfig`
-                       dtype=torch.float32,   # of the matrix products
-                      ):           # dict of `advantages` (whitened), `returns` and `values`, each `(N, T-1)`
-    "What PPO adds to a rollout: the critic's estimates, and advantages from rewards that come with the last token."
+def prepare_advantages(
+    rollout,  # from `RolloutBatches.sample`
+    model,  # `ActorCritic`
+    cfg,  # `PPOConfig`
+    dtype=torch.float32,  # of the matrix products
+):  # dict of `advantages` (whitened), `returns` and `values`, each `(N, T-1)`
+    """What PPO adds to a rollout: the critic's estimates, and advantages from rewards that come
+    with the last token."""
     device, mask = next(model.parameters()).device, rollout["labels"][:, 1:] != IGNORE
+
     def ask(rows):
-        with precision(device, dtype): return torch.cat([model.values(ids.to(device)).cpu() for ids in rollout["input_ids"][rows].split(cfg.micro_batch_size)])
+        with precision(device, dtype):
+            return torch.cat(
+                [
+                    model.values(ids.to(device)).cpu()
+                    for ids in rollout["input_ids"][rows].split(cfg.micro_batch_size)
+                ]
+            )
+
     values = by_rows(ask, len(mask))
     last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
     rewards = torch.zeros_like(values).scatter_(1, last[:, None], rollout["rewards"][:, None])
     advantages, returns = gae(rewards, values, mask, cfg.gamma, cfg.lam)
-    return dict(advantages=whiten(advantages, mask), returns=returns, values=torch.where(mask, values, 0.))
+    return dict(
+        advantages=whiten(advantages, mask), returns=returns, values=torch.where(mask, values, 0.0)
+    )
 
 # %% ../nbs/23_ppo.ipynb #f34158cc
-def actor_critic_loss(model,   # `ActorCritic`
-                      batch,   # from `PPOBatches`
-                      cfg,     # `PPOConfig`
-                      batches, # `PPOBatches`: says whether the policy goes on
-                     ):        # loss sum, number of drawn tokens, metrics
-    "PPO's loss in the form that the loop takes; the critic's alone when the policy is done with this rollout."
+def actor_critic_loss(
+    model,  # `ActorCritic`
+    batch,  # from `PPOBatches`
+    cfg,  # `PPOConfig`
+    batches,  # `PPOBatches`: says whether the policy goes on
+):  # loss sum, number of drawn tokens, metrics
+    """PPO's loss in the form that the loop takes; the critic's alone when the policy is done with
+    this rollout."""
     mask = batch["labels"][:, 1:] != IGNORE
     weight, values = int(mask.sum()) or NOTHING, model.values(batch["input_ids"])
     if batches.stopped:
         loss = value_loss(values, batch["values"], batch["returns"], mask, cfg.value_epsilon)
-        return cfg.value_coef*loss*weight, weight, {"value_loss": loss.detach()*weight}
+        return cfg.value_coef * loss * weight, weight, {"value_loss": loss.detach() * weight}
     routers = []
     logps = rollout_logps(model.policy, batch, cfg.temperature, routers)
-    loss, metrics = ppo_loss(logps, batch.get("old_logps"), batch["advantages"], mask, values, batch["values"], batch["returns"], batch.get("ref_logps"),
-                             cfg.epsilon, cfg.value_epsilon, cfg.value_coef, cfg.beta)
+    loss, metrics = ppo_loss(
+        logps,
+        batch.get("old_logps"),
+        batch["advantages"],
+        mask,
+        values,
+        batch["values"],
+        batch["returns"],
+        batch.get("ref_logps"),
+        cfg.epsilon,
+        cfg.value_epsilon,
+        cfg.value_coef,
+        cfg.beta,
+    )
     if routers:
         extra, balance = router_loss(model.config, routers, batch["segment_ids"] > 0)
         loss, metrics = loss + extra, metrics | balance
-    return loss*weight, weight, {k: v*weight for k, v in metrics.items()}
+    return loss * weight, weight, {k: v * weight for k, v in metrics.items()}
 
 # %% ../nbs/23_ppo.ipynb #f58a393e
-def run_rl(cfg,          # `RLConfig`
-           desc,         # shown on the progress bar
-           setup,        # `(model, make) -> (what is trained, batches, loss_fn, parts)`, where `make(prepare, choose=…, kind=…)` makes the batches
-           dry_run=False,
-          ):             # dict of the last numbers
-    "What the stages of reinforcement learning share: prompts, rewards, engine, reference, and how well held-out prompts are answered (greedily)."
+def run_rl(
+    cfg,  # `RLConfig`
+    desc,  # shown on the progress bar
+    setup,  # `(model, make) -> (what is trained, batches, loss_fn, parts)`, where `make(prepare, choose=…, kind=…)` makes the batches
+    dry_run=False,
+):  # dict of the last numbers
+    """What the stages of reinforcement learning share: prompts, rewards, engine, reference, and how
+    well held-out prompts are answered (greedily)."""
     with work_folder(cfg, dry_run) as folder:
         files, heldout = cfg.files(PROMPT_SAMPLES)
         questions = read_questions(cfg, heldout)
@@ -256,30 +376,78 @@ def run_rl(cfg,          # `RLConfig`
         model, tokenizer = load_init(cfg)
         device = get_device(cfg.device)
         dtype = get_dtype(device, cfg.dtype)
-        read = partial(read_prompts, tokenizer=tokenizer, seq_len=cfg.seq_len, max_new_tokens=cfg.max_new_tokens, **cfg.reading)
+        read = partial(
+            read_prompts,
+            tokenizer=tokenizer,
+            seq_len=cfg.seq_len,
+            max_new_tokens=cfg.max_new_tokens,
+            **cfg.reading,
+        )
         prompts = read(files, split=None if heldout else "train")
-        held = (read(heldout) if heldout else read(files, split="heldout"))[:cfg.eval_rows]
+        held = (read(heldout) if heldout else read(files, split="heldout"))[: cfg.eval_rows]
         print(prompts)
-        if cfg.eval_rows and not held: print(NOTHING_HELD_OUT)
+        if cfg.eval_rows and not held:
+            print(NOTHING_HELD_OUT)
         model.to(device)
         reference = copy.deepcopy(model).requires_grad_(False) if cfg.beta else None
         reward = RewardMix(cfg.reward, cfg.reward_timeout, device)
-        engine = ServerEngine(cfg.engine, model, tokenizer, folder/"policy", cfg.engine_model) if cfg.engine and not dry_run else LocalEngine(model, dtype)
-        def make(prepare, choose=None, kind=LearnerBatches): return kind(prompts, engine, reward, model, reference, cfg, tokenizer, prepare, choose, dtype)
+        engine = (
+            ServerEngine(cfg.engine, model, tokenizer, folder / "policy", cfg.engine_model)
+            if cfg.engine and not dry_run
+            else LocalEngine(model, dtype)
+        )
+
+        def make(prepare, choose=None, kind=LearnerBatches):
+            return kind(
+                prompts, engine, reward, model, reference, cfg, tokenizer, prepare, choose, dtype
+            )
+
         trained, batches, loss_fn, parts = setup(model, make)
+
         def evaluate(_):
-            numbers = {f"heldout_{k}": v for k, v in measure_reward(model, tokenizer, held, reward, cfg, dtype=dtype).items()}
-            if questions: numbers["exact_match"] = numbers["heldout_reward"] if cfg.reward == ("answer",) and len(questions) == len(held) else exact_match(model, tokenizer, questions, cfg.max_new_tokens)["accuracy"]
+            numbers = {
+                f"heldout_{k}": v
+                for k, v in measure_reward(model, tokenizer, held, reward, cfg, dtype=dtype).items()
+            }
+            if questions:
+                numbers["exact_match"] = (
+                    numbers["heldout_reward"]
+                    if cfg.reward == ("answer",) and len(questions) == len(held)
+                    else exact_match(model, tokenizer, questions, cfg.max_new_tokens)["accuracy"]
+                )
             return numbers
-        return run_stage(cfg, trained, tokenizer, batches, loss_fn, evaluate if held else None, desc, dry_run, ModelFolder(model, tokenizer), {"rollout": batches, **parts}, [reference] if reference else [])
+
+        return run_stage(
+            cfg,
+            trained,
+            tokenizer,
+            batches,
+            loss_fn,
+            evaluate if held else None,
+            desc,
+            dry_run,
+            ModelFolder(model, tokenizer),
+            {"rollout": batches, **parts},
+            [reference] if reference else [],
+        )
 
 # %% ../nbs/23_ppo.ipynb #20224cfe
-def run(cfg,                # `PPOConfig`
-        dry_run=False,      # print the plan and stop; nothing is written
-       ):                   # dict of the last numbers
+def run(
+    cfg,  # `PPOConfig`
+    dry_run=False,  # print the plan and stop; nothing is written
+):  # dict of the last numbers
     "Proximal policy optimisation: draw, score, ask the critic, take a few near steps, draw again."
+
     def setup(policy, make):
         model = ActorCritic(policy)
-        batches = make(lambda rollout: prepare_advantages(rollout, model, cfg, batches.dtype), kind=PPOBatches)
-        return model, batches, partial(actor_critic_loss, cfg=cfg, batches=batches), {"critic": model}
+        batches = make(
+            lambda rollout: prepare_advantages(rollout, model, cfg, batches.dtype), kind=PPOBatches
+        )
+        return (
+            model,
+            batches,
+            partial(actor_critic_loss, cfg=cfg, batches=batches),
+            {"critic": model},
+        )
+
     return run_rl(cfg, "ppo", setup, dry_run)

@@ -20,172 +20,302 @@ from .data import PackedBatches, build_store, in_heldout, open_texts
 from .model import PRESETS, MiniMind, learnable
 from .losses import causal_lm_loss
 from .train import TrainConfig, process_group, processes
-from .checkpoint import check_start, checkpoints, load_config, load_pretrained, run_lock, run_stage
+from minimind.checkpoint import (
+    check_start,
+    checkpoints,
+    load_config,
+    load_pretrained,
+    run_lock,
+    run_stage,
+)
 from .evaluate import bits_per_byte
 
 # %% ../nbs/15_pretrain.ipynb #ede0c673
 @dataclass(frozen=True)
 class StageConfig(TrainConfig):
     "What a stage that reads files can be told besides: which ones."
-    data: tuple = ()         # files to train on; none: the shipped samples
-    heldout: tuple = ()      # files to measure on, never trained on
-    max_line_bytes: int = 4 << 20    # a longer line of a jsonl file can't be used
+
+    data: tuple = ()  # files to train on; none: the shipped samples
+    heldout: tuple = ()  # files to measure on, never trained on
+    max_line_bytes: int = 4 << 20  # a longer line of a jsonl file can't be used
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("data", "heldout"):         # a single file need not be put in a list
+        # a single file need not be put in a list
+        for name in ("data", "heldout"):
             value = getattr(self, name)
-            object.__setattr__(self, name, tuple(map(str, [value] if isinstance(value, (str, Path)) else value)))
+            object.__setattr__(
+                self, name, tuple(map(str, [value] if isinstance(value, (str, Path)) else value))
+            )
         for f in fields(self):
-            if f.name.startswith("eval_") and getattr(self, f.name) < 0: raise ValueError(f"{f.name}={getattr(self, f.name)!r}: must be zero or positive")
+            if f.name.startswith("eval_") and getattr(self, f.name) < 0:
+                raise ValueError(f"{f.name}={getattr(self, f.name)!r}: must be zero or positive")
 
     @property
-    def reading(self): return dict(on_bad_line=self.on_bad_line, max_line_bytes=self.max_line_bytes)     # how files are read, for `JsonlReader`
+    def reading(self):
+        return dict(
+            on_bad_line=self.on_bad_line, max_line_bytes=self.max_line_bytes
+        )  # how files are read, for `JsonlReader`
 
-    def files(self, samples):                    # names of shipped files: to train on, to measure on
-        "Paths to train on and to measure on: the given ones, else the shipped samples. Raises `FileNotFoundError`, and `ValueError` for a file in both."
+    def files(self, samples):  # names of shipped files: to train on, to measure on
+        """Paths to train on and to measure on: the given ones, else the shipped samples. Raises
+        `FileNotFoundError`, and `ValueError` for a file in both."""
         train = self.data or [sample(name) for name in samples[0]]
-        heldout = self.heldout or [] if self.data else self.heldout or [sample(name) for name in samples[1]]
+        heldout = (
+            self.heldout or []
+            if self.data
+            else self.heldout or [sample(name) for name in samples[1]]
+        )
         train, heldout = [Path(p) for p in train], [Path(p) for p in heldout]
-        if missing := [str(p) for p in train + heldout if not p.is_file()]: raise FileNotFoundError(f"no such file: {', '.join(missing)}")
-        if both := {p.resolve() for p in train} & {p.resolve() for p in heldout}: raise ValueError(f"{both.pop()} is in data and in heldout: what is trained on can't be measured on")
+        if missing := [str(p) for p in train + heldout if not p.is_file()]:
+            raise FileNotFoundError(f"no such file: {', '.join(missing)}")
+        if both := {p.resolve() for p in train} & {p.resolve() for p in heldout}:
+            raise ValueError(
+                f"{both.pop()} is in data and in heldout: what is trained on can't be measured on"
+            )
         return train, heldout
 
 # %% ../nbs/15_pretrain.ipynb #d4bfb36e
 @dataclass(frozen=True)
 class PretrainConfig(StageConfig):
     "Pretraining: text in, a base model out."
-    out: str = "runs/pretrain"                # folder of the run
-    data: tuple = ()                          # files: jsonl of {"text": …}, or plain text; none: the shipped samples
-    heldout: tuple = ()                       # files to measure on; none: one document in 50 of `data` is kept out
-    tokenizer: str = ""                       # tokenizer.json or a model folder; none: trained on `data`
-    vocab_size: int = 6400                    # of a tokenizer that is trained here
-    model: str = "ci"                         # shape: a preset, or a folder with a config.json
-    init: str = ""                            # model folder to go on from, with its tokenizer and shape; none: new weights
-    eval_bytes: int = 60_000                  # bytes of each held-out file measured at an evaluation; 0: none
+
+    out: str = "runs/pretrain"  # folder of the run
+    data: tuple = ()  # files: jsonl of {"text": …}, or plain text; none: the shipped samples
+    heldout: tuple = ()  # files to measure on; none: one document in 50 of `data` is kept out
+    tokenizer: str = ""  # tokenizer.json or a model folder; none: trained on `data`
+    vocab_size: int = 6400  # of a tokenizer that is trained here
+    model: str = "ci"  # shape: a preset, or a folder with a config.json
+    init: str = ""  # model folder to go on from, with its tokenizer and shape; none: new weights
+    eval_bytes: int = 60_000  # bytes of each held-out file measured at an evaluation; 0: none
 
     def __post_init__(self):
         super().__post_init__()
         default = {f.name: f.default for f in fields(self)}
-        def unused(name, why):
-            if getattr(self, name) != default[name]: raise ValueError(f"{name}={getattr(self, name)!r} would have no effect: {why}")
-        if self.init:
-            for name in ("tokenizer", "vocab_size", "model"): unused(name, "a run that goes on from `init` has its tokenizer and shape")
-        elif self.tokenizer: unused("vocab_size", "the vocabulary is that of `tokenizer`")
 
-TEXT_SAMPLES = ("pretrain_en.jsonl", "pretrain_zh.jsonl") + ("pretrain_numbers.jsonl",)*2, ("pretrain_heldout_en.jsonl", "pretrain_heldout_zh.jsonl")
+        def unused(name, why):
+            if getattr(self, name) != default[name]:
+                raise ValueError(f"{name}={getattr(self, name)!r} would have no effect: {why}")
+
+        if self.init:
+            for name in ("tokenizer", "vocab_size", "model"):
+                unused(name, "a run that goes on from `init` has its tokenizer and shape")
+        elif self.tokenizer:
+            unused("vocab_size", "the vocabulary is that of `tokenizer`")
+
+
+TEXT_SAMPLES = (
+    ("pretrain_en.jsonl", "pretrain_zh.jsonl") + ("pretrain_numbers.jsonl",) * 2,
+    ("pretrain_heldout_en.jsonl", "pretrain_heldout_zh.jsonl"),
+)
 
 # %% ../nbs/15_pretrain.ipynb #9e9ac377
-def read_documents(files,                     # pretraining files
-                   split=None,                # "train" or "heldout": one side of `in_heldout`; None: all
-                   **reader_args):            # as for `JsonlReader`
+def read_documents(
+    files,  # pretraining files
+    split=None,  # "train" or "heldout": one side of `in_heldout`; None: all
+    **reader_args,
+):  # as for `JsonlReader`
     "The documents of several files, one after another."
     for file in files:
         for _, text in open_texts(file, **reader_args):
-            if split is None or in_heldout(text) == (split == "heldout"): yield text
+            if split is None or in_heldout(text) == (split == "heldout"):
+                yield text
 
 # %% ../nbs/15_pretrain.ipynb #6337936c
-def make_tokenizer(cfg,                       # `PretrainConfig`
-                   files,                     # training files
-                   split=None,                # as in `read_documents`
-                  ):                          # `Tokenizer`
+def make_tokenizer(
+    cfg,  # `PretrainConfig`
+    files,  # training files
+    split=None,  # as in `read_documents`
+):  # `Tokenizer`
     "The given tokenizer, or that of the run to go on with, or one trained on the text."
-    if cfg.tokenizer: return Tokenizer.from_file(cfg.tokenizer)
+    if cfg.tokenizer:
+        return Tokenizer.from_file(cfg.tokenizer)
     out = Path(cfg.out)
-    if not cfg.fresh and checkpoints(out) and (out/"tokenizer.json").exists(): return Tokenizer.from_file(out)
+    if not cfg.fresh and checkpoints(out) and (out / "tokenizer.json").exists():
+        return Tokenizer.from_file(out)
     return Tokenizer.train(read_documents(files, split, **cfg.reading), cfg.vocab_size)
 
 # %% ../nbs/15_pretrain.ipynb #aef8b10b
-def check_length(cfg, config):                # a stage's config, `ModelConfig`
+def check_length(cfg, config):  # a stage's config, `ModelConfig`
     "Raise `ValueError` for rows that are longer than the model's context."
-    if cfg.seq_len > config.max_position_embeddings: raise ValueError(f"seq_len={cfg.seq_len} is beyond the model's max_position_embeddings={config.max_position_embeddings}")
+    if cfg.seq_len > config.max_position_embeddings:
+        raise ValueError(
+            f"seq_len={cfg.seq_len} is beyond the model's "
+            f"max_position_embeddings={config.max_position_embeddings}"
+        )
 
-def model_shape(cfg):                         # `PretrainConfig`
+
+def model_shape(cfg):  # `PretrainConfig`
     "The `ModelConfig` that is asked for. Raises `ValueError`."
-    if cfg.model in PRESETS: config = PRESETS[cfg.model]
-    elif (Path(cfg.model)/"config.json").is_file(): config = load_config(cfg.model)
-    else: raise ValueError(f"model={cfg.model!r} is neither a preset ({', '.join(PRESETS)}) nor a folder with a config.json")
+    if cfg.model in PRESETS:
+        config = PRESETS[cfg.model]
+    elif (Path(cfg.model) / "config.json").is_file():
+        config = load_config(cfg.model)
+    else:
+        raise ValueError(
+            f"model={cfg.model!r} is neither a preset ({', '.join(PRESETS)}) nor a folder with a "
+            "config.json"
+        )
     check_length(cfg, config)
     return learnable(config)
 
-def new_model(cfg,                            # `PretrainConfig`
-              tokenizer,                      # `Tokenizer`
-             ):                               # `MiniMind` with random weights
-    "A model of the configured shape, with the tokenizer's vocabulary and special ids. Raises `ValueError`."
+
+def new_model(
+    cfg,  # `PretrainConfig`
+    tokenizer,  # `Tokenizer`
+):  # `MiniMind` with random weights
+    """A model of the configured shape, with the tokenizer's vocabulary and special ids. Raises
+    `ValueError`."""
     config = model_shape(cfg)
-    marks = {"pad_token_id": tokenizer.pad_id, "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    marks = {
+        "pad_token_id": tokenizer.pad_id,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+    }
     config = replace(config, vocab_size=tokenizer.vocab_size, **marks)
     return MiniMind(config)
 
-def load_init(cfg):                           # a stage's config with `init`
-    "The `(MiniMind, Tokenizer)` that a stage begins with. Raises `FileNotFoundError`, `ValueError` if the two do not belong together."
-    if (Path(cfg.init)/"adapter_config.json").is_file(): raise ValueError(f"init={cfg.init!r} is an adapter, not a model: load it on its model, merge it (`merged_model`), and give the folder that `save_pretrained` makes of that")
-    if not (Path(cfg.init)/"config.json").is_file(): raise FileNotFoundError(f"init={cfg.init!r} is not a model folder (it has no config.json); `minimind pretrain` makes one")
+
+def load_init(cfg):  # a stage's config with `init`
+    """The `(MiniMind, Tokenizer)` that a stage begins with. Raises `FileNotFoundError`,
+    `ValueError` if the two do not belong together."""
+    if (Path(cfg.init) / "adapter_config.json").is_file():
+        raise ValueError(
+            f"init={cfg.init!r} is an adapter, not a model: load it on its model, merge it "
+            "(`merged_model`), and give the folder "
+            "that `save_pretrained` makes of that"
+        )
+    if not (Path(cfg.init) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"init={cfg.init!r} is not a model folder (it has no config.json); `minimind "
+            "pretrain` makes one"
+        )
     model, tokenizer = load_pretrained(cfg.init)
     if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(f"{cfg.init}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model knows {model.config.vocab_size:,}; they don't belong together")
+        raise ValueError(
+            f"{cfg.init}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model knows "
+            f"{model.config.vocab_size:,}; they don't belong together"
+        )
     check_length(cfg, model.config)
     return model, tokenizer
 
 # %% ../nbs/15_pretrain.ipynb #80f23b9d
-def take_bytes(texts, limit):                 # documents; most bytes
+def take_bytes(texts, limit):  # documents; most bytes
     "The first documents that fit in `limit` bytes (at least one)."
     out, size = [], 0
     for text in texts:
         size += len(text.encode())
-        if out and size > limit: break
+        if out and size > limit:
+            break
         out.append(text)
     return out
 
-def heldout_texts(cfg,                        # `PretrainConfig`
-                  files,                      # training files
-                  heldout,                    # held-out files; none: the documents of `files` that are kept out
-                 ):                           # `{name: documents}`
-    "What to measure on: up to `cfg.eval_bytes` of each held-out file. Raises `ValueError` for a file without text."
-    if not cfg.eval_bytes: return {}
-    def first(files, split=None): return take_bytes(read_documents(files, split, **cfg.reading), cfg.eval_bytes)
-    if not heldout: return {"heldout": texts} if (texts := first(files, "heldout")) else {}
+
+def heldout_texts(
+    cfg,  # `PretrainConfig`
+    files,  # training files
+    heldout,  # held-out files; none: the documents of `files` that are kept out
+):  # `{name: documents}`
+    """What to measure on: up to `cfg.eval_bytes` of each held-out file. Raises `ValueError` for a
+    file without text."""
+    if not cfg.eval_bytes:
+        return {}
+
+    def first(files, split=None):
+        return take_bytes(read_documents(files, split, **cfg.reading), cfg.eval_bytes)
+
+    if not heldout:
+        return {"heldout": texts} if (texts := first(files, "heldout")) else {}
     texts = {f.stem.removeprefix("pretrain_heldout_"): first([f]) for f in heldout}
-    if len(texts) < len(heldout): raise ValueError(f"two held-out files have the same name: {', '.join(map(str, heldout))}")
-    if empty := [name for name, t in texts.items() if not t]: raise ValueError(f"held-out file {empty[0]!r} has no text to measure on")
+    if len(texts) < len(heldout):
+        raise ValueError(f"two held-out files have the same name: {', '.join(map(str, heldout))}")
+    if empty := [name for name, t in texts.items() if not t]:
+        raise ValueError(f"held-out file {empty[0]!r} has no text to measure on")
     return texts
 
 # %% ../nbs/15_pretrain.ipynb #0292fa7a
 NOTHING_HELD_OUT = "nothing is held out: the data are too few for one document in 50; the model will be measured on nothing unless you give --heldout FILE"
 
-def data_line(batches):                       # `PackedBatches`
+
+def data_line(batches):  # `PackedBatches`
     "What was read, and what was left out and why, as a line of text."
     meta = batches.store.meta
-    out = f"{meta['documents']:,} documents = {meta['tokens']:,} tokens, {meta['labels']/meta['tokens']:.0%} of them to learn"
-    if meta["other_split"]: out += f"; held out: {meta['other_split']:,}"
-    if batches.truncated: out += f"; cut at {batches.seq_len} tokens: {batches.truncated:,}"
+    out = f"{meta['documents']:,} documents = {meta['tokens']:,} tokens, {meta['labels'] / meta['tokens']:.0%} of them to learn"
+    if meta["other_split"]:
+        out += f"; held out: {meta['other_split']:,}"
+    if batches.truncated:
+        out += f"; cut at {batches.seq_len} tokens: {batches.truncated:,}"
     left_out = meta["skipped"] | ({"nothing to learn": batches.skipped} if batches.skipped else {})
-    return out + ("; left out: " + ", ".join(f"{n:,} × {why}" for why, n in left_out.items()) if left_out else "")
+    return out + (
+        "; left out: " + ", ".join(f"{n:,} × {why}" for why, n in left_out.items())
+        if left_out
+        else ""
+    )
+
 
 @contextmanager
-def work_folder(cfg, dry_run):                # a stage's config
-    "The folder for what is made of the data: the run's own, if the run there may go on with these settings; for a dry run a temporary one, so that nothing is left behind. Of several processes, the first makes it."
+def work_folder(cfg, dry_run):  # a stage's config
+    """The folder for what is made of the data: the run's own, if the run there may go on with these
+    settings; for a dry run a temporary one, so that nothing is left behind. Of several processes,
+    the first makes it."""
     check_start(cfg)
     with process_group(get_device(cfg.device)):
-        with TemporaryDirectory(ignore_cleanup_errors=True) if dry_run else nullcontext() if processes()[0] else run_lock(cfg.out) as folder:
+        with (
+            TemporaryDirectory(ignore_cleanup_errors=True)
+            if dry_run
+            else nullcontext()
+            if processes()[0]
+            else run_lock(cfg.out) as folder
+        ):
             yield Path(folder if dry_run else cfg.out)
 
 # %% ../nbs/15_pretrain.ipynb #e02051d8
-def run(cfg,                # `PretrainConfig`
-        dry_run=False,      # print the plan and stop; nothing is written
-       ):                   # dict of the last numbers
+def run(
+    cfg,  # `PretrainConfig`
+    dry_run=False,  # print the plan and stop; nothing is written
+):  # dict of the last numbers
     "Pretrain: tokenizer, token store, packed rows, next-token loss, held-out bits per byte."
     with work_folder(cfg, dry_run) as folder:
         files, heldout = cfg.files(TEXT_SAMPLES)
-        split = None if heldout or not any(read_documents(files, "train", **cfg.reading)) else "train"       # a single document must not be kept out of training
+        # a single document must not be kept out of training
+        split = (
+            None if heldout or not any(read_documents(files, "train", **cfg.reading)) else "train"
+        )
         texts = heldout_texts(cfg, files, heldout) if heldout or split else {}
-        if not cfg.init: model_shape(cfg)         # a misspelt preset should not be found after a tokenizer was trained
+        # a misspelt preset should not be found after a tokenizer was trained
+        if not cfg.init:
+            model_shape(cfg)
         seed_everything(cfg.seed)
-        if cfg.init: model, tokenizer = load_init(cfg)
-        else: model = new_model(cfg, tokenizer := make_tokenizer(cfg, files, split))
-        def evaluate(model): return {f"bpb_{name}": bits_per_byte(model, tokenizer, t, cfg.seq_len)["bits_per_byte"] for name, t in texts.items()}
-        store = build_store(files, tokenizer, folder/"store", split=split, **cfg.reading, progress=sys.stderr.isatty())
+        if cfg.init:
+            model, tokenizer = load_init(cfg)
+        else:
+            model = new_model(cfg, tokenizer := make_tokenizer(cfg, files, split))
+
+        def evaluate(model):
+            return {
+                f"bpb_{name}": bits_per_byte(model, tokenizer, t, cfg.seq_len)["bits_per_byte"]
+                for name, t in texts.items()
+            }
+
+        store = build_store(
+            files,
+            tokenizer,
+            folder / "store",
+            split=split,
+            **cfg.reading,
+            progress=sys.stderr.isatty(),
+        )
         batches = PackedBatches(store, cfg.seq_len, cfg.batch_size, cfg.seed)
         print(data_line(batches))
-        if not texts and cfg.eval_bytes: print(NOTHING_HELD_OUT)
-        return run_stage(cfg, model, tokenizer, batches, causal_lm_loss, evaluate if texts else None, "pretrain", dry_run)
+        if not texts and cfg.eval_bytes:
+            print(NOTHING_HELD_OUT)
+        return run_stage(
+            cfg,
+            model,
+            tokenizer,
+            batches,
+            causal_lm_loss,
+            evaluate if texts else None,
+            "pretrain",
+            dry_run,
+        )

@@ -32,111 +32,193 @@ from .losses import lm_logprobs
 from .model import MiniMind
 from .generate import decode_steps, stop_ids
 from .train import count_tokens, from_each, from_first, processes
-from .checkpoint import load_config, load_weights, model_tensors, read_tensors, save_pretrained, weight_files, write_tensors
+from minimind.checkpoint import (
+    load_config,
+    load_weights,
+    model_tensors,
+    read_tensors,
+    save_pretrained,
+    weight_files,
+    write_tensors,
+)
 from .evaluate import answers_row
 from .pretrain import StageConfig
 
 # %% ../nbs/22_rollout.ipynb #6214e99d
-def prompt_messages(row):     # a data row with `conversations`
-    "The messages and tools that a reply is asked for: a last turn of the assistant's (MiniMind has a placeholder there) is left out. Raises `ValueError`."
+def prompt_messages(row):  # a data row with `conversations`
+    """The messages and tools that a reply is asked for: a last turn of the assistant's (MiniMind
+    has a placeholder there) is left out. Raises `ValueError`."""
     messages, tools = parse_conversation(row, require_reply=False)
-    if messages[-1]["role"] == "assistant": messages = messages[:-1]
-    if not messages or messages[-1]["role"] not in ("user", "tool"): raise ValueError("no prompt: before the assistant's last turn there must be one of the user's")
+    if messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not messages or messages[-1]["role"] not in ("user", "tool"):
+        raise ValueError(
+            "no prompt: before the assistant's last turn there must be one of the user's"
+        )
     check_unicode(json.dumps([messages, tools], ensure_ascii=False))
     return messages, tools
 
+
 class Prompt(NamedTuple):
     "A question, ready to be answered."
-    ids: list       # up to and with the header of the reply
-    row: dict       # as it stands in the file, for the rewards
-    where: str      # `file:line`
+
+    ids: list  # up to and with the header of the reply
+    row: dict  # as it stands in the file, for the rewards
+    where: str  # `file:line`
+
 
 class Prompts(list):
     "A list of `Prompt`, and what was left out on the way to it."
+
     def __init__(self, prompts=()):
         super().__init__(prompts)
         self.skipped, self.other_split = Counter(), 0
 
     def __str__(self):
-        out = f"{len(self):,} prompts of {min(len(p.ids) for p in self)} to {max(len(p.ids) for p in self)} tokens" if self else "no prompts"
-        if self.other_split: out += f"; held out: {self.other_split:,}"
-        return out + ("; left out: " + ", ".join(f"{n:,} × {why}" for why, n in self.skipped.items()) if self.skipped else "")
+        out = (
+            f"{len(self):,} prompts of {min(len(p.ids) for p in self)} to "
+            f"{max(len(p.ids) for p in self)} tokens"
+            if self
+            else "no prompts"
+        )
+        if self.other_split:
+            out += f"; held out: {self.other_split:,}"
+        return out + (
+            "; left out: " + ", ".join(f"{n:,} × {why}" for why, n in self.skipped.items())
+            if self.skipped
+            else ""
+        )
 
-def read_prompts(files,             # jsonl files of `{"conversations": […], "answer": …}`
-                 tokenizer,         # `Tokenizer`
-                 seq_len,           # tokens of a row, prompt and completion
-                 max_new_tokens,    # room that a prompt must leave for the completion
-                 split=None,        # "train" or "heldout": one side of `in_heldout`, decided by the prompt; None: all
-                 **reader_args,     # as for `JsonlReader`
-                ):                  # `Prompts`
-    "Tokenise prompts, once. None is ever cut: one that leaves too little room is a bad line. Raises `BadLine`."
+
+def read_prompts(
+    files,  # jsonl files of `{"conversations": […], "answer": …}`
+    tokenizer,  # `Tokenizer`
+    seq_len,  # tokens of a row, prompt and completion
+    max_new_tokens,  # room that a prompt must leave for the completion
+    split=None,  # "train" or "heldout": one side of `in_heldout`, decided by the prompt; None: all
+    **reader_args,  # as for `JsonlReader`
+):  # `Prompts`
+    """Tokenise prompts, once. None is ever cut: one that leaves too little room is a bad line.
+    Raises `BadLine`."""
+
     def check(row):
         messages, tools = prompt_messages(row)
         ids = encode_chat(tokenizer, messages, tools, add_generation_prompt=True)[0]
-        if len(ids) + max_new_tokens > seq_len: raise ValueError(f"prompt too long: {len(ids)} tokens leave no room for max_new_tokens={max_new_tokens} in seq_len={seq_len}; raise seq_len to {len(ids) + max_new_tokens} or more")
+        if len(ids) + max_new_tokens > seq_len:
+            raise ValueError(
+                f"prompt too long: {len(ids)} tokens leave no room for "
+                f"max_new_tokens={max_new_tokens} in "
+                f"seq_len={seq_len}; raise seq_len to "
+                f"{len(ids) + max_new_tokens} or more"
+            )
         return json.dumps([messages, tools], ensure_ascii=False, sort_keys=True), ids, row
+
     out = Prompts()
     for file in files:
         reader = JsonlReader(file, check=check, **reader_args)
         for line, (text, ids, row) in reader:
-            if split and in_heldout(text) != (split == "heldout"): out.other_split += 1
-            else: out.append(Prompt(ids, row, f"{file}:{line}"))
+            if split and in_heldout(text) != (split == "heldout"):
+                out.other_split += 1
+            else:
+                out.append(Prompt(ids, row, f"{file}:{line}"))
         out.skipped += reader.skipped
     return out
 
 # %% ../nbs/22_rollout.ipynb #9efd08dd
 class Completion(NamedTuple):
     "What a model went on with after a prompt."
-    ids: list          # token ids, the end token included if it was drawn
-    logps: list        # log-probability of each in the distribution it was drawn from, in nats; None where a server does not say
-    truncated: bool    # was it cut off before the model ended it?
 
-def reply_text(tokenizer, completion, stop):      # `Tokenizer`; `Completion`; end tokens, from `stop_ids`
+    ids: list  # token ids, the end token included if it was drawn
+    logps: list  # log-probability of each in the distribution it was drawn from, in nats; None where a server does not say
+    truncated: bool  # was it cut off before the model ended it?
+
+
+def reply_text(
+    tokenizer, completion, stop
+):  # `Tokenizer`; `Completion`; end tokens, from `stop_ids`
     "The text of a completion without its end token."
     ids = completion.ids
     return tokenizer.decode(ids[:-1] if ids and ids[-1] in stop else ids)
 
 # %% ../nbs/22_rollout.ipynb #ae66dbb1
-def row_seeds(seed, rows):     # any whole number; how many
-    "A seed for each row, so that its draws depend neither on the other rows nor on how rows are batched."
-    return (np.random.SeedSequence(seed).generate_state(rows, np.uint64) >> np.uint64(2)).tolist()      # 62 bits: among a million rows no two are alike (chance 1e-7)
+def row_seeds(seed, rows):  # any whole number; how many
+    """A seed for each row, so that its draws depend neither on the other rows nor on how rows are
+    batched."""
+    # 62 bits: among a million rows no two are alike (chance 1e-7)
+    return (np.random.SeedSequence(seed).generate_state(rows, np.uint64) >> np.uint64(2)).tolist()
+
 
 class LocalEngine:
-    "Draws completions with the model that is trained, in this process: it always has the newest weights."
-    everywhere = True                      # in each of the processes that train together
-    def __init__(self, model,              # a `MiniMind`
-                 dtype=torch.float32,      # of the matrix products: the learner's
-                 rows=512):                # completions that are decoded at once, at most (but never less than a prompt's)
+    """Draws completions with the model that is trained, in this process: it always has the newest
+    weights."""
+
+    # in each of the processes that train together
+    everywhere = True
+
+    def __init__(
+        self,
+        model,  # a `MiniMind`
+        dtype=torch.float32,  # of the matrix products: the learner's
+        rows=512,
+    ):  # completions that are decoded at once, at most (but never less than a prompt's)
         self.model, self.dtype, self.rows, self.stop = model, dtype, rows, stop_ids(model)
 
-    def sync(self, step): "Nothing to do."
+    def sync(self, step):
+        "Nothing to do."
 
-    def sample(self, prompts,              # lists of token ids
-               group_size,                 # G, completions a prompt
-               max_new_tokens,             # a completion
-               temperature,                # 0: greedy
-               seed):                      # of the draws: a whole number, or one for each completion
-        "For each prompt a list of `group_size` `Completion`s, drawn from the model's own distribution: nothing is cut off it."
+    def sample(
+        self,
+        prompts,  # lists of token ids
+        group_size,  # G, completions a prompt
+        max_new_tokens,  # a completion
+        temperature,  # 0: greedy
+        seed,
+    ):  # of the draws: a whole number, or one for each completion
+        """For each prompt a list of `group_size` `Completion`s, drawn from the model's own
+        distribution: nothing is cut off it."""
         prompts, out = list(prompts), []
-        seeds = list(seed) if hasattr(seed, "__len__") else row_seeds(seed, len(prompts)*group_size)
-        size = max(1, self.rows//group_size)
+        seeds = (
+            list(seed) if hasattr(seed, "__len__") else row_seeds(seed, len(prompts) * group_size)
+        )
+        size = max(1, self.rows // group_size)
         for at in range(0, len(prompts), size):
-            part = prompts[at:at + size]
-            out += self._sample(part, group_size, max_new_tokens, temperature, seeds[at*group_size:(at + len(part))*group_size])
+            part = prompts[at : at + size]
+            out += self._sample(
+                part,
+                group_size,
+                max_new_tokens,
+                temperature,
+                seeds[at * group_size : (at + len(part)) * group_size],
+            )
         return out
 
     def _sample(self, prompts, G, max_new_tokens, temperature, seeds):
         ids, logps = ([[] for _ in seeds] for _ in range(2))
         with precision(next(self.model.parameters()).device, self.dtype):
-            for rows, tokens, values in decode_steps(self.model, prompts, max_new_tokens, temperature, top_p=1., seed=seeds, copies=G, logprobs=True):
-                for row, token, value in zip(rows, tokens, values): ids[row].append(token); logps[row].append(value)
+            for rows, tokens, values in decode_steps(
+                self.model,
+                prompts,
+                max_new_tokens,
+                temperature,
+                top_p=1.0,
+                seed=seeds,
+                copies=G,
+                logprobs=True,
+            ):
+                for row, token, value in zip(rows, tokens, values):
+                    ids[row].append(token)
+                    logps[row].append(value)
         done = [Completion(i, l, i[-1] not in self.stop) for i, l in zip(ids, logps)]
-        return [done[at:at + G] for at in range(0, len(done), G)]
+        return [done[at : at + G] for at in range(0, len(done), G)]
 
 # %% ../nbs/22_rollout.ipynb #40ff7327
-def completion_rows(pairs,       # `(prompt ids, Completion)` for each row, the completions of a prompt one after another
-                    pad_id=0):   # input where there is nothing
-    "The learner's tensors: `input_ids`, `labels` (the completion only), `segment_ids` (0 is filling), each `(N, T)`; `logps` `(N, T-1)` float32, NaN where not told; `truncated` `(N,)` bool."
+def completion_rows(
+    pairs,  # `(prompt ids, Completion)` for each row, the completions of a prompt one after another
+    pad_id=0,
+):  # input where there is nothing
+    """The learner's tensors: `input_ids`, `labels` (the completion only), `segment_ids` (0 is
+    filling), each `(N, T)`; `logps` `(N, T-1)` float32, NaN where not told; `truncated` `(N,)`
+    bool."""
     N, T = len(pairs), max(len(prompt) + len(c.ids) for prompt, c in pairs)
     ids, labels, segments = (np.full((N, T), fill, np.int64) for fill in (pad_id, IGNORE, 0))
     logps = np.zeros((N, T - 1), np.float32)
@@ -145,82 +227,140 @@ def completion_rows(pairs,       # `(prompt ids, Completion)` for each row, the 
         ids[row, :begin] = prompt
         ids[row, begin:end] = labels[row, begin:end] = c.ids
         segments[row, :end] = 1
-        logps[row, begin - 1:end - 1] = [math.nan if v is None else v for v in c.logps]
-    return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels), "segment_ids": torch.from_numpy(segments),
-            "logps": torch.from_numpy(logps), "truncated": torch.tensor([c.truncated for _, c in pairs])}
+        logps[row, begin - 1 : end - 1] = [math.nan if v is None else v for v in c.logps]
+    return {
+        "input_ids": torch.from_numpy(ids),
+        "labels": torch.from_numpy(labels),
+        "segment_ids": torch.from_numpy(segments),
+        "logps": torch.from_numpy(logps),
+        "truncated": torch.tensor([c.truncated for _, c in pairs]),
+    }
 
-def cut_rows(batch,       # dict of tensors, rows first, among them `segment_ids` `(N, T)`
-             rows=None):  # numbers of the rows to take; None: all
+
+def cut_rows(
+    batch,  # dict of tensors, rows first, among them `segment_ids` `(N, T)`
+    rows=None,
+):  # numbers of the rows to take; None: all
     "Some rows, without the columns in which all of them are filling."
-    if rows is not None: batch = {k: v[rows] for k, v in batch.items()}
+    if rows is not None:
+        batch = {k: v[rows] for k, v in batch.items()}
     T = batch["segment_ids"].shape[1]
     width = int((batch["segment_ids"] > 0).sum(1).max())
-    return {k: v[:, :width - (T - v.shape[1])] if v.ndim > 1 and v.shape[1] in (T, T - 1) else v for k, v in batch.items()}
+    return {
+        k: v[:, : width - (T - v.shape[1])] if v.ndim > 1 and v.shape[1] in (T, T - 1) else v
+        for k, v in batch.items()
+    }
 
-def rollout_logps(model,           # a `MiniMind`
-                  batch,           # dict of tensors as from `RolloutBatches`
-                  temperature=1.0, # of the draws
-                  routers=None,    # a list for the logits of the routers, as in `MiniMind.hidden`
-                 ):                # `(N, T-1)`, 0 outside the completions
+
+def rollout_logps(
+    model,  # a `MiniMind`
+    batch,  # dict of tensors as from `RolloutBatches`
+    temperature=1.0,  # of the draws
+    routers=None,  # a list for the logits of the routers, as in `MiniMind.hidden`
+):  # `(N, T-1)`, 0 outside the completions
     "Log-probability of each token of the completions, as the learner computes it."
-    return lm_logprobs(model, batch["labels"], temperature=temperature, input_ids=batch["input_ids"], routers=routers)
+    return lm_logprobs(
+        model,
+        batch["labels"],
+        temperature=temperature,
+        input_ids=batch["input_ids"],
+        routers=routers,
+    )
+
 
 @torch.no_grad()
-def score_rows(model, batch, temperature=1.0,     # as in `rollout_logps`
-               size=32,                           # rows at a time
-               dtype=torch.float32):              # of the matrix products
+def score_rows(
+    model,
+    batch,
+    temperature=1.0,  # as in `rollout_logps`
+    size=32,  # rows at a time
+    dtype=torch.float32,
+):  # of the matrix products
     "`rollout_logps` without gradients, rows of like length together; the result is on the CPU."
-    device, out = next(model.parameters()).device, torch.zeros(batch["labels"].shape[0], batch["labels"].shape[1] - 1)
+    device, out = (
+        next(model.parameters()).device,
+        torch.zeros(batch["labels"].shape[0], batch["labels"].shape[1] - 1),
+    )
     order = (batch["segment_ids"] > 0).sum(1).argsort(stable=True)
     for rows in order.split(size):
-        part = {k: v.to(device) for k, v in cut_rows({k: batch[k] for k in ("input_ids", "labels", "segment_ids")}, rows).items()}
-        with precision(device, dtype): logps = rollout_logps(model, part, temperature).float().cpu()
-        out[rows, :logps.shape[1]] = logps
+        part = {
+            k: v.to(device)
+            for k, v in cut_rows(
+                {k: batch[k] for k in ("input_ids", "labels", "segment_ids")}, rows
+            ).items()
+        }
+        with precision(device, dtype):
+            logps = rollout_logps(model, part, temperature).float().cpu()
+        out[rows, : logps.shape[1]] = logps
     return out
 
 # %% ../nbs/22_rollout.ipynb #611b9581
 class RewardError(RuntimeError):
     "A reward could not be computed, or is not a number."
 
-REWARDS = {}               # name: `f(rows, replies) -> list of float`
 
-def reward(name):          # under which a config can ask for it
-    "Register a reward: a function of data rows (dicts, with `truncated`: was this reply cut off?) and replies (texts, as many) that returns a number for each reply."
-    def register(f): REWARDS[name] = f; return f
+REWARDS = {}  # name: `f(rows, replies) -> list of float`
+
+
+def reward(name):  # under which a config can ask for it
+    """Register a reward: a function of data rows (dicts, with `truncated`: was this reply cut off?)
+    and replies (texts, as many) that returns a number for each reply."""
+
+    def register(f):
+        REWARDS[name] = f
+        return f
+
     return register
 
 # %% ../nbs/22_rollout.ipynb #ba224d0f
 @reward("answer")
 def answer_reward(rows, replies):
-    "1 where the reply gives the row's `answer` (or one of the wordings in `must_contain`), else 0: `evaluate.is_right`."
+    """1 where the reply gives the row's `answer` (or one of the wordings in `must_contain`), else
+    0: `evaluate.is_right`."""
     for row in rows:
-        if not isinstance(row.get("answer"), str) and not row.get("must_contain"): raise ValueError("the row has no 'answer'")
+        if not isinstance(row.get("answer"), str) and not row.get("must_contain"):
+            raise ValueError("the row has no 'answer'")
     return [float(answers_row(reply, row)) for row, reply in zip(rows, replies)]
 
-_FORMAT = re.compile(r"\s*(?:<think>)?\n?(?P<thoughts>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>\s*", re.S)
+
+_FORMAT = re.compile(
+    r"\s*(?:<think>)?\n?(?P<thoughts>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>\s*", re.S
+)
+
 
 @reward("format")
 def format_reward(rows, replies):
-    "1 for thoughts and answer in their tags, in this order, each once and neither empty. The opening tag may stand in the prompt."
+    """1 for thoughts and answer in their tags, in this order, each once and neither empty. The
+    opening tag may stand in the prompt."""
+
     def good(reply):
         m = _FORMAT.fullmatch(reply)
-        return m is not None and all(part.strip() and not re.search(r"</?(think|answer)>", part) for part in m.groupdict().values())
+        return m is not None and all(
+            part.strip() and not re.search(r"</?(think|answer)>", part)
+            for part in m.groupdict().values()
+        )
+
     return [float(good(reply)) for reply in replies]
 
 # %% ../nbs/22_rollout.ipynb #acad89da
 @reward("length")
 def length_reward(rows, replies):
     "Hundreds of characters: with a negative weight, a price on long replies."
-    return [len(reply)/100 for reply in replies]
+    return [len(reply) / 100 for reply in replies]
+
 
 @reward("repetition")
 def repetition_reward(rows, replies, n=4):
-    "Share of runs of 4 characters that occurred before in the reply; to be weighted negatively. Characters and not words, for Chinese has no spaces."
+    """Share of runs of 4 characters that occurred before in the reply; to be weighted negatively.
+    Characters and not words, for Chinese has no spaces."""
+
     def share(text):
         text = re.sub(r"\s+", "", text)
-        runs = [text[i:i + n] for i in range(len(text) - n + 1)]
-        return 1 - len(set(runs))/len(runs) if runs else 0.
+        runs = [text[i : i + n] for i in range(len(text) - n + 1)]
+        return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
     return [share(reply) for reply in replies]
+
 
 @reward("truncated")
 def truncated_reward(rows, replies):
@@ -230,483 +370,960 @@ def truncated_reward(rows, replies):
 # %% ../nbs/22_rollout.ipynb #8466f009
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003134f]+")
 
+
 @reward("metre")
 def metre_reward(rows, replies):
-    "Share of a Chinese poem's lines that are of one length, four to seven characters, none said before; 0 for less than two lines."
+    """Share of a Chinese poem's lines that are of one length, four to seven characters, none said
+    before; 0 for less than two lines."""
+
     def share(text):
         lines = [line for line in re.split(r"[\s，。！？；：、,.!?;:]+", text) if line]
-        fit = Counter(len(line) for line in set(lines) if _HAN.fullmatch(line) and 4 <= len(line) <= 7)
-        return max(fit.values())/len(lines) if len(lines) > 1 and fit else 0.
+        fit = Counter(
+            len(line) for line in set(lines) if _HAN.fullmatch(line) and 4 <= len(line) <= 7
+        )
+        return max(fit.values()) / len(lines) if len(lines) > 1 and fit else 0.0
+
     return [share(reply) for reply in replies]
+
 
 @reward("reasoning_gym")
 def reasoning_gym_reward(rows, replies):
-    "The score that the package reasoning-gym gives for its own problems: rows with `answer` and `metadata`, as it makes them. Of a reply with <answer> tags only what is inside counts."
-    try: from reasoning_gym import get_score_answer_fn
-    except ImportError: raise ImportError("the reward 'reasoning_gym' needs a package: pip install reasoning-gym") from None
+    """The score that the package reasoning-gym gives for its own problems: rows with `answer` and
+    `metadata`, as it makes them. Of a reply with <answer> tags only what is inside counts."""
+    try:
+        from reasoning_gym import get_score_answer_fn
+    except ImportError:
+        raise ImportError(
+            "the reward 'reasoning_gym' needs a package: pip install reasoning-gym"
+        ) from None
+
     def score(row, reply):
         inside = re.search(r"<answer>(.*?)</answer>", reply, re.S)
         metadata = row.get("metadata")
-        if not isinstance(metadata, dict) or "source_dataset" not in metadata: raise ValueError("the row has no metadata.source_dataset, which tells which of reasoning-gym's datasets it is of")
-        return float(get_score_answer_fn(metadata["source_dataset"])((inside[1] if inside else reply.split("</think>")[-1]).strip(), row))
+        if not isinstance(metadata, dict) or "source_dataset" not in metadata:
+            raise ValueError(
+                "the row has no metadata.source_dataset, which tells which of reasoning-gym's "
+                "datasets it is of"
+            )
+        return float(
+            get_score_answer_fn(metadata["source_dataset"])(
+                (inside[1] if inside else reply.split("</think>")[-1]).strip(), row
+            )
+        )
+
     return [score(row, reply) for row, reply in zip(rows, replies)]
 
 # %% ../nbs/22_rollout.ipynb #510ad552
-def parse_reward(spec):       # such as "answer", "repetition=-0.2", "model:runs/reward=0.5", "my_rewards:politeness"
+def parse_reward(
+    spec,
+):  # such as "answer", "repetition=-0.2", "model:runs/reward=0.5", "my_rewards:politeness"
     "Name and weight of a reward. Raises `ValueError`."
     name, equals, weight = spec.rpartition("=")
-    try: name, weight = (name, float(weight)) if equals else (spec, 1.)
-    except ValueError: name, weight = spec, 1.                            # a path may hold a =
-    if not name or not math.isfinite(weight) or weight == 0: raise ValueError(f"reward {spec!r}: write NAME or NAME=WEIGHT, the weight a number other than 0")
+    try:
+        name, weight = (name, float(weight)) if equals else (spec, 1.0)
+    # a path may hold a =
+    except ValueError:
+        name, weight = spec, 1.0
+    if not name or not math.isfinite(weight) or weight == 0:
+        raise ValueError(
+            f"reward {spec!r}: write NAME or NAME=WEIGHT, the weight a number other than 0"
+        )
     return name, weight
 
-def find_reward(name, device="cpu"):      # one of `REWARDS`, `model:FOLDER` or `module:function`
+
+def find_reward(name, device="cpu"):  # one of `REWARDS`, `model:FOLDER` or `module:function`
     "The function of a reward. Raises `ValueError`."
-    if name in REWARDS: return REWARDS[name]
+    if name in REWARDS:
+        return REWARDS[name]
     kind, colon, rest = name.partition(":")
-    if kind == "model" and rest: return ModelReward(rest, device)
-    if not colon: raise ValueError(f"there is no reward {name!r}: choose one of {', '.join(REWARDS)}, model:FOLDER or module:function")
-    try: f = getattr(importlib.import_module(kind), rest)
-    except (ImportError, AttributeError) as e: raise ValueError(f"reward {name!r}: {e}") from None
-    if not callable(f): raise ValueError(f"reward {name!r} is a {type(f).__name__}, not a function")
+    if kind == "model" and rest:
+        return ModelReward(rest, device)
+    if not colon:
+        raise ValueError(
+            f"there is no reward {name!r}: choose one of {', '.join(REWARDS)}, model:FOLDER or "
+            "module:function"
+        )
+    try:
+        f = getattr(importlib.import_module(kind), rest)
+    except (ImportError, AttributeError) as e:
+        raise ValueError(f"reward {name!r}: {e}") from None
+    if not callable(f):
+        raise ValueError(f"reward {name!r} is a {type(f).__name__}, not a function")
     return f
 
 # %% ../nbs/22_rollout.ipynb #855c36be
 class RewardMix:
     "A weighted sum of rewards, each of them checked."
-    def __init__(self, specs,             # texts as `parse_reward` takes them, or one
-                 timeout=60.0,            # seconds that one reward may take for all replies of a rollout
-                 device="cpu"):           # of reward models
+
+    def __init__(
+        self,
+        specs,  # texts as `parse_reward` takes them, or one
+        timeout=60.0,  # seconds that one reward may take for all replies of a rollout
+        device="cpu",
+    ):  # of reward models
         parsed = [parse_reward(spec) for spec in ([specs] if isinstance(specs, str) else specs)]
-        if not parsed: raise ValueError("give at least one reward")
-        if twice := [name for name, n in Counter(name for name, _ in parsed).items() if n > 1]: raise ValueError(f"reward {twice[0]!r} is named twice: give it one weight")
+        if not parsed:
+            raise ValueError("give at least one reward")
+        if twice := [name for name, n in Counter(name for name, _ in parsed).items() if n > 1]:
+            raise ValueError(f"reward {twice[0]!r} is named twice: give it one weight")
         self.weights, self.timeout = dict(parsed), timeout
         self.functions = {name: find_reward(name, device) for name in self.weights}
-        models = {name: f.identity for name, f in self.functions.items() if hasattr(f, "identity")}     # reward models; a function may be mended in between
-        self.identity = {"reward_sha256": models} if models else {}      # what a resumed run must find again
+        # reward models; a function may be mended in between
+        models = {name: f.identity for name, f in self.functions.items() if hasattr(f, "identity")}
+        # what a resumed run must find again
+        self.identity = {"reward_sha256": models} if models else {}
 
-    def __call__(self, rows,              # dicts, one for each reply
-                 replies,                 # texts
-                 where=None,              # for messages: `file:line` of each row
-                 truncated=None,          # bools: which replies were cut off; None: none. The rewards find it in `row["truncated"]`
-                ):                        # weighted sums `(N,)` float32, and `{name: (N,)}` of each reward by itself
-        "Score replies. Raises `RewardError` for an exception, a number that is none, a wrong count, and a call that takes too long."
+    def __call__(
+        self,
+        rows,  # dicts, one for each reply
+        replies,  # texts
+        where=None,  # for messages: `file:line` of each row
+        truncated=None,  # bools: which replies were cut off; None: none. The rewards find it in `row["truncated"]`
+    ):  # weighted sums `(N,)` float32, and `{name: (N,)}` of each reward by itself
+        """Score replies. Raises `RewardError` for an exception, a number that is none, a wrong
+        count, and a call that takes too long."""
         where = where or [f"row {i}" for i in range(len(rows))]
-        rows = [row | {"truncated": bool(cut)} for row, cut in zip(rows, [False]*len(rows) if truncated is None else truncated, strict=True)]
-        each = {name: self._one(name, f, rows, replies, where) for name, f in self.functions.items()}
-        return sum(weight*each[name] for name, weight in self.weights.items()), each
+        rows = [
+            row | {"truncated": bool(cut)}
+            for row, cut in zip(
+                rows, [False] * len(rows) if truncated is None else truncated, strict=True
+            )
+        ]
+        each = {
+            name: self._one(name, f, rows, replies, where) for name, f in self.functions.items()
+        }
+        return sum(weight * each[name] for name, weight in self.weights.items()), each
 
     def _one(self, name, f, rows, replies, where):
-        def fail(i, why): raise RewardError(f"reward {name!r} {why}" + ("" if i is None else f" (for {where[i]}, the reply {replies[i]!r:.200})"))
+        def fail(i, why):
+            raise RewardError(
+                f"reward {name!r} {why}"
+                + ("" if i is None else f" (for {where[i]}, the reply {replies[i]!r:.200})")
+            )
+
         result = _call_in_time(f, rows, replies, self.timeout)
-        if result is None: fail(None, f"took longer than {self.timeout:g} s for {len(rows)} replies (the first: {where[0]}): it hangs, or reward_timeout is too short")
+        if result is None:
+            fail(
+                None,
+                f"took longer than {self.timeout:g} s for {len(rows)} replies (the first: "
+                f"{where[0]}): it hangs, or reward_timeout is too short",
+            )
         values, error, at = result
-        if error is not None: fail(at, f"raised {type(error).__name__}: {error}")
-        if isinstance(values, (torch.Tensor, np.ndarray)): values = values.tolist()
-        if not isinstance(values, (list, tuple)): fail(None, f"returned {type(values).__name__}, not a list of numbers")
-        if len(values) != len(replies): fail(None, f"returned {len(values)} numbers for {len(replies)} replies")
+        if error is not None:
+            fail(at, f"raised {type(error).__name__}: {error}")
+        if isinstance(values, (torch.Tensor, np.ndarray)):
+            values = values.tolist()
+        if not isinstance(values, (list, tuple)):
+            fail(None, f"returned {type(values).__name__}, not a list of numbers")
+        if len(values) != len(replies):
+            fail(None, f"returned {len(values)} numbers for {len(replies)} replies")
         for i, v in enumerate(values):
-            if not hasattr(v, "__float__"): fail(i, f"returned {v!r:.80}, which is no number,")
-            try: number = float(v)
-            except OverflowError: number = math.inf
-            if not abs(number)*max(1, abs(self.weights[name])) < 1e15: fail(i, f"returned {number:g}")      # NaN, or so large that its square would leave float32
+            if not hasattr(v, "__float__"):
+                fail(i, f"returned {v!r:.80}, which is no number,")
+            try:
+                number = float(v)
+            except OverflowError:
+                number = math.inf
+            # NaN, or so large that its square would leave float32
+            if not abs(number) * max(1, abs(self.weights[name])) < 1e15:
+                fail(i, f"returned {number:g}")
         return torch.tensor([float(v) for v in values], dtype=torch.float32)
 
 # %% ../nbs/22_rollout.ipynb #3631ae69
 def _call_in_time(f, rows, replies, timeout):
-    # (values, error, number of the row it was raised for); None if it took too long. A thread can't be stopped, but it need not be waited for.
+    # (values, error, number of the row it was raised for); None if it took too long. A thread can't
+    # be stopped, but it need not be waited for.
     done = []
+
     def work():
-        try: done.append((f(rows, replies), None, None))
-        except BaseException as error:      # also sys.exit: it would only end the thread
+        try:
+            done.append((f(rows, replies), None, None))
+        # also sys.exit: it would only end the thread
+        except BaseException as error:
             done.append((None, error, None))
             done.append((None, error, culprit(error)))
+
     def culprit(error):
         for i in range(len(rows)):
-            try: f(rows[i:i + 1], replies[i:i + 1])
+            try:
+                f(rows[i : i + 1], replies[i : i + 1])
             except BaseException as e:
-                if type(e) is type(error): return i
+                if type(e) is type(error):
+                    return i
+
     thread = threading.Thread(target=work, daemon=True)
-    thread.start(); thread.join(timeout)
+    thread.start()
+    thread.join(timeout)
     return done[-1] if done else None
 
 # %% ../nbs/22_rollout.ipynb #8369bc2f
 class RewardModel(nn.Module):
-    "A trunk with one output: how good the text is, read off its last token. Differences count, the zero is anywhere."
-    def __init__(self, model):         # a `MiniMind`, whose layers become the trunk; its head is not used
+    """A trunk with one output: how good the text is, read off its last token. Differences count,
+    the zero is anywhere."""
+
+    def __init__(self, model):  # a `MiniMind`, whose layers become the trunk; its head is not used
         super().__init__()
         self.config, self.model = model.config, model.model
         self.value_head = nn.Linear(model.config.hidden_size, 1, bias=False)
-        nn.init.zeros_(self.value_head.weight)                              # at first everything is equally good
+        # at first everything is equally good
+        nn.init.zeros_(self.value_head.weight)
 
-    def forward(self, input_ids, segment_ids=None):     # `(B, T)`, filled on the right; 0 where there is filling
+    def forward(
+        self, input_ids, segment_ids=None
+    ):  # `(B, T)`, filled on the right; 0 where there is filling
         "Rewards `(B,)`."
-        hidden = self.model(input_ids)                                      # causal: no token sees the filling behind it
-        last = torch.full_like(input_ids[:, 0], input_ids.shape[1] - 1) if segment_ids is None else (segment_ids > 0).sum(1) - 1
-        return self.value_head(hidden[torch.arange(len(hidden), device=hidden.device), last])[:, 0].float()
+        # causal: no token sees the filling behind it
+        hidden = self.model(input_ids)
+        last = (
+            torch.full_like(input_ids[:, 0], input_ids.shape[1] - 1)
+            if segment_ids is None
+            else (segment_ids > 0).sum(1) - 1
+        )
+        return self.value_head(hidden[torch.arange(len(hidden), device=hidden.device), last])[
+            :, 0
+        ].float()
 
-def reward_loss(chosen,       # `(P,)` rewards of the better answers
-                rejected,     # `(P,)` of the worse ones
-               ):             # mean loss, dict of means
-    "How surprising the preferences are when exp(reward) is an answer's strength (Bradley and Terry 1952; Ouyang et al. 2022, eq. 1)."
+
+def reward_loss(
+    chosen,  # `(P,)` rewards of the better answers
+    rejected,  # `(P,)` of the worse ones
+):  # mean loss, dict of means
+    """How surprising the preferences are when exp(reward) is an answer's strength (Bradley and
+    Terry 1952; Ouyang et al. 2022, eq. 1)."""
     margin = chosen - rejected
-    return -F.logsigmoid(margin).mean(), {"accuracy": (margin > 0).float().mean().detach(), "margin": margin.mean().detach()}
+    return -F.logsigmoid(margin).mean(), {
+        "accuracy": (margin > 0).float().mean().detach(),
+        "margin": margin.mean().detach(),
+    }
 
-def preference_reward_loss(model,     # a `RewardModel`
-                           batch,     # from `dpo.PairBatches`: the chosen answer first
-                          ):          # loss sum, number of pairs, metrics
+
+def preference_reward_loss(
+    model,  # a `RewardModel`
+    batch,  # from `dpo.PairBatches`: the chosen answer first
+):  # loss sum, number of pairs, metrics
     "`reward_loss` in the form that the training loop takes."
-    chosen, rejected = model(*(batch[k].flatten(0, 1) for k in ("input_ids", "segment_ids"))).unflatten(0, (-1, 2)).T
+    chosen, rejected = (
+        model(*(batch[k].flatten(0, 1) for k in ("input_ids", "segment_ids")))
+        .unflatten(0, (-1, 2))
+        .T
+    )
     loss, metrics = reward_loss(chosen, rejected)
-    return loss*len(chosen), len(chosen), {k: v*len(chosen) for k, v in metrics.items()}
+    return loss * len(chosen), len(chosen), {k: v * len(chosen) for k, v in metrics.items()}
 
 # %% ../nbs/22_rollout.ipynb #49c268d3
-def _as_language_model(model):     # `RewardModel` → a `MiniMind` that shares its layers, for the names on the disk
-    with torch.device("meta"): shell = MiniMind(model.config)
+def _as_language_model(
+    model,
+):  # `RewardModel` → a `MiniMind` that shares its layers, for the names on the disk
+    with torch.device("meta"):
+        shell = MiniMind(model.config)
     shell.model = model.model
     shell.lm_head.weight = model.model.embed_tokens.weight
     return shell
 
-def save_reward_model(model,       # `RewardModel`
-                      tokenizer,   # `Tokenizer`
-                      path):       # folder
-    "Write the folder of a Hugging Face model for sequence classification with one label. Raises `OSError`."
+
+def save_reward_model(
+    model,  # `RewardModel`
+    tokenizer,  # `Tokenizer`
+    path,
+):  # folder
+    """Write the folder of a Hugging Face model for sequence classification with one label. Raises
+    `OSError`."""
     path, shell = Path(path), _as_language_model(model)
     save_pretrained(shell, tokenizer, path)
     tensors = {k: v for k, v in model_tensors(shell).items() if k != "lm_head.weight"}
-    write_tensors(path/"model.safetensors", tensors | {"score.weight": model.value_head.weight})
-    config = read_json(path/"config.json")
-    write_json(path/"config.json", config | {"architectures": [config["architectures"][0].replace("CausalLM", "SequenceClassification")], "id2label": {"0": "reward"}, "label2id": {"reward": 0}})
+    write_tensors(path / "model.safetensors", tensors | {"score.weight": model.value_head.weight})
+    config = read_json(path / "config.json")
+    write_json(
+        path / "config.json",
+        config
+        | {
+            "architectures": [
+                config["architectures"][0].replace("CausalLM", "SequenceClassification")
+            ],
+            "id2label": {"0": "reward"},
+            "label2id": {"reward": 0},
+        },
+    )
 
-def load_reward_model(path,            # folder, ours or of a Hugging Face model of a kind that we read
-                      device="cpu"):   # `RewardModel` in eval mode, `Tokenizer`
+
+def load_reward_model(
+    path,  # folder, ours or of a Hugging Face model of a kind that we read
+    device="cpu",
+):  # `RewardModel` in eval mode, `Tokenizer`
     "Load a reward model. Raises `FileNotFoundError`, and `ValueError` naming what is wrong."
     tensors = {k: v for file in weight_files(path) for k, v in read_tensors(file).items()}
-    if "score.weight" not in tensors or tensors["score.weight"].shape[0] != 1: raise ValueError(f"{path} is no reward model: it has no score.weight with one row")
+    if "score.weight" not in tensors or tensors["score.weight"].shape[0] != 1:
+        raise ValueError(f"{path} is no reward model: it has no score.weight with one row")
     config = load_config(path)
     model = RewardModel(MiniMind(config))
     head, shell = tensors.pop("score.weight"), _as_language_model(model)
-    if not config.tie_word_embeddings: tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]     # it has none, and needs none
+    # it has none, and needs none
+    if not config.tie_word_embeddings:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     load_weights(shell, tensors, path)
-    with torch.no_grad(): model.value_head.weight.copy_(head)
+    with torch.no_grad():
+        model.value_head.weight.copy_(head)
     return model.to(device).eval(), Tokenizer.from_file(path)
 
 # %% ../nbs/22_rollout.ipynb #16a2b534
 class ModelReward:
-    "The reward `model:PATH`: what a reward model says of each reply to its prompt; one that was cut off is read as far as it goes, without an end. Ours, or any sequence classifier with one label that transformers can load."
+    """The reward `model:PATH`: what a reward model says of each reply to its prompt; one that was
+    cut off is read as far as it goes, without an end. Ours, or any sequence classifier with one
+    label that transformers can load."""
+
     def __init__(self, path, device="cpu", batch_size=32):
         self.device, self.batch_size, self.hf = device, batch_size, None
-        if not (Path(path)/"config.json").is_file(): raise ValueError(f"{path} is not a model folder: it has no config.json")
-        self.identity = {f.name: file_sha256(f) for f in sorted(Path(path).iterdir()) if f.suffix in (".safetensors", ".bin", ".json")}     # weights, shape and tokenizer: other files, other judge
-        try: self.model, self.tokenizer = load_reward_model(path, device)
+        if not (Path(path) / "config.json").is_file():
+            raise ValueError(f"{path} is not a model folder: it has no config.json")
+        # weights, shape and tokenizer: other files, other judge
+        self.identity = {
+            f.name: file_sha256(f)
+            for f in sorted(Path(path).iterdir())
+            if f.suffix in (".safetensors", ".bin", ".json")
+        }
+        try:
+            self.model, self.tokenizer = load_reward_model(path, device)
         except ValueError as ours:
-            try: from transformers import AutoModelForSequenceClassification, AutoTokenizer
-            except ImportError: raise ValueError(f"{ours}; other models need a package: pip install transformers") from None
+            try:
+                from transformers import AutoModelForSequenceClassification, AutoTokenizer
+            except ImportError:
+                raise ValueError(
+                    f"{ours}; other models need a package: pip install transformers"
+                ) from None
             self.hf = AutoModelForSequenceClassification.from_pretrained(path).to(device).eval()
             self.tokenizer = AutoTokenizer.from_pretrained(path)
-            if self.hf.config.num_labels != 1: raise ValueError(f"{path} gives {self.hf.config.num_labels} numbers for a text; a reward model gives one") from None
+            if self.hf.config.num_labels != 1:
+                raise ValueError(
+                    f"{path} gives {self.hf.config.num_labels} numbers for a text; a reward "
+                    "model gives one"
+                ) from None
 
     def _ids(self, row, reply):
         messages, tools = prompt_messages(row)
         whole, open_end = [*messages, {"role": "assistant", "content": reply}], row.get("truncated")
-        if self.hf is None: return encode_chat(self.tokenizer, messages, tools, add_generation_prompt=True)[0] + self.tokenizer.encode(reply) if open_end else encode_chat(self.tokenizer, whole, tools)[0]
-        if self.tokenizer.chat_template is None: return self.tokenizer("\n\n".join(m["content"] for m in whole))["input_ids"]
-        ids = self.tokenizer.apply_chat_template(messages if open_end else whole, tools, add_generation_prompt=bool(open_end), tokenize=True, return_dict=True)["input_ids"]
-        return ids + self.tokenizer(reply, add_special_tokens=False)["input_ids"] if open_end else ids
+        if self.hf is None:
+            return (
+                encode_chat(self.tokenizer, messages, tools, add_generation_prompt=True)[0]
+                + self.tokenizer.encode(reply)
+                if open_end
+                else encode_chat(self.tokenizer, whole, tools)[0]
+            )
+        if self.tokenizer.chat_template is None:
+            return self.tokenizer("\n\n".join(m["content"] for m in whole))["input_ids"]
+        ids = self.tokenizer.apply_chat_template(
+            messages if open_end else whole,
+            tools,
+            add_generation_prompt=bool(open_end),
+            tokenize=True,
+            return_dict=True,
+        )["input_ids"]
+        return (
+            ids + self.tokenizer(reply, add_special_tokens=False)["input_ids"] if open_end else ids
+        )
 
     @torch.no_grad()
     def __call__(self, rows, replies):
         texts = [self._ids(row, reply) for row, reply in zip(rows, replies)]
-        order, out = sorted(range(len(texts)), key=lambda i: len(texts[i])), [0.]*len(texts)      # like lengths together: little filling
+        # like lengths together: little filling
+        order, out = sorted(range(len(texts)), key=lambda i: len(texts[i])), [0.0] * len(texts)
         for at in range(0, len(order), self.batch_size):
-            batch = order[at:at + self.batch_size]
+            batch = order[at : at + self.batch_size]
             width = max(len(texts[i]) for i in batch)
-            real = torch.tensor([[1]*len(texts[i]) + [0]*(width - len(texts[i])) for i in batch], device=self.device)
+            real = torch.tensor(
+                [[1] * len(texts[i]) + [0] * (width - len(texts[i])) for i in batch],
+                device=self.device,
+            )
             pad = 0 if self.hf is None else self.hf.config.pad_token_id or 0
-            ids = torch.tensor([list(texts[i]) + [pad]*(width - len(texts[i])) for i in batch], device=self.device)
-            values = self.model(ids, real) if self.hf is None else self.hf(input_ids=ids, attention_mask=real).logits[:, 0].float()
-            for i, value in zip(batch, values.tolist()): out[i] = value
+            ids = torch.tensor(
+                [list(texts[i]) + [pad] * (width - len(texts[i])) for i in batch],
+                device=self.device,
+            )
+            values = (
+                self.model(ids, real)
+                if self.hf is None
+                else self.hf(input_ids=ids, attention_mask=real).logits[:, 0].float()
+            )
+            for i, value in zip(batch, values.tolist()):
+                out[i] = value
         return out
 
 # %% ../nbs/22_rollout.ipynb #60d25214
 PROMPT_SAMPLES = ("sft_skills.jsonl", "rlaif.jsonl"), ("sft_skills_heldout.jsonl",)
 
+
 @dataclass(frozen=True)
 class RLConfig(StageConfig):
     "What all stages of reinforcement learning can be told."
-    out: str = "runs/rl"               # folder of the run
-    init: str = "runs/sft"             # model folder to begin from
-    data: tuple = ()                   # files of prompts (jsonl of conversations; a last turn of the assistant's is left out); none: the shipped samples
-    heldout: tuple = ()                # files of prompts to measure on; none: one prompt in 50 of `data` is kept out
-    batch_size: int = field(init=False, default=0)    # rows an optimizer step: prompts · group_size / updates
-    prompts: int = 16                  # prompts a rollout
-    group_size: int = 8                # completions a prompt
-    max_new_tokens: int = 64           # a completion; what is longer is cut off and marked
-    temperature: float = 1.0           # of the draws, and of the log-probabilities that are trained
-    mask_truncated_completions: bool = False     # leave completions that were cut off out of the loss; they still count in the mean of their group
-    updates: int = 1                   # optimizer steps that a rollout is used for
-    beta: float = 0.0                  # price of a nat of KL divergence from the model it began from; 0: none, and no reference is kept
-    reward: tuple = ("answer",)        # rewards, each NAME or NAME=WEIGHT (truncated=-0.5: a price on replies that were cut off); also model:FOLDER and module:function
-    reward_timeout: float = 60.0       # seconds that a reward may take for a rollout
-    engine: str = ""                   # URL of a vLLM or SGLang server that draws the completions; none: this process does
-    engine_model: str = ""             # name of the model at that server; none: the folder `policy` of the run
-    optimizer: str = "adamw"           # muon or adamw
-    lr: float = 1e-4                   # peak learning rate of AdamW
-    muon_lr: float = 1e-3              # peak learning rate of Muon
-    warmup: int = 5                    # optimizer steps of rising learning rate
-    micro_batch_size: int = 32         # rows a forward pass; less memory, same result
-    eval_rows: int = 200               # held-out prompts that are measured at an evaluation; 0: none
+
+    out: str = "runs/rl"  # folder of the run
+    init: str = "runs/sft"  # model folder to begin from
+    data: tuple = ()  # files of prompts (jsonl of conversations; a last turn of the assistant's is left out); none: the shipped samples
+    heldout: tuple = ()  # files of prompts to measure on; none: one prompt in 50 of `data` is kept out
+    batch_size: int = field(
+        init=False, default=0
+    )  # rows an optimizer step: prompts · group_size / updates
+    prompts: int = 16  # prompts a rollout
+    group_size: int = 8  # completions a prompt
+    max_new_tokens: int = 64  # a completion; what is longer is cut off and marked
+    temperature: float = 1.0  # of the draws, and of the log-probabilities that are trained
+    mask_truncated_completions: bool = False  # leave completions that were cut off out of the loss; they still count in the mean of their group
+    updates: int = 1  # optimizer steps that a rollout is used for
+    beta: float = 0.0  # price of a nat of KL divergence from the model it began from; 0: none, and no reference is kept
+    reward: tuple = (
+        "answer",
+    )  # rewards, each NAME or NAME=WEIGHT (truncated=-0.5: a price on replies that were cut off); also model:FOLDER and module:function
+    reward_timeout: float = 60.0  # seconds that a reward may take for a rollout
+    engine: str = (
+        ""  # URL of a vLLM or SGLang server that draws the completions; none: this process does
+    )
+    engine_model: str = ""  # name of the model at that server; none: the folder `policy` of the run
+    optimizer: str = "adamw"  # muon or adamw
+    lr: float = 1e-4  # peak learning rate of AdamW
+    muon_lr: float = 1e-3  # peak learning rate of Muon
+    warmup: int = 5  # optimizer steps of rising learning rate
+    micro_batch_size: int = 32  # rows a forward pass; less memory, same result
+    eval_rows: int = 200  # held-out prompts that are measured at an evaluation; 0: none
 
     def __post_init__(self):
-        def refuse(name, why): raise ValueError(f"{name}={getattr(self, name)!r}: {why}")
+        def refuse(name, why):
+            raise ValueError(f"{name}={getattr(self, name)!r}: {why}")
+
         for name in ("prompts", "group_size", "max_new_tokens", "updates"):
-            if getattr(self, name) < 1: refuse(name, "must be at least 1")
-        if (rows := self.prompts*self.group_size) % self.updates: refuse("updates", f"the {rows} rows of a rollout can't be shared out equally among so many steps")
-        object.__setattr__(self, "batch_size", rows//self.updates)
-        object.__setattr__(self, "reward", (self.reward,) if isinstance(self.reward, str) else tuple(self.reward))
+            if getattr(self, name) < 1:
+                refuse(name, "must be at least 1")
+        if (rows := self.prompts * self.group_size) % self.updates:
+            refuse(
+                "updates",
+                f"the {rows} rows of a rollout can't be shared out equally among so many steps",
+            )
+        object.__setattr__(self, "batch_size", rows // self.updates)
+        object.__setattr__(
+            self, "reward", (self.reward,) if isinstance(self.reward, str) else tuple(self.reward)
+        )
         super().__post_init__()
-        if not 0 < self.temperature < math.inf: refuse("temperature", "must be positive: greedy answers are always the same, and nothing is learned from one answer")
-        if not 0 <= self.beta < math.inf: refuse("beta", "must be zero or positive")
-        if not 0 < self.reward_timeout < math.inf: refuse("reward_timeout", "must be a positive number of seconds")
-        if self.max_new_tokens >= self.seq_len: refuse("max_new_tokens", f"leaves no room for a prompt in seq_len={self.seq_len}")
-        if self.engine and not re.match(r"https?://", self.engine): refuse("engine", "must be the URL of a server, such as http://localhost:8000")
-        for spec in self.reward: parse_reward(spec)
+        if not 0 < self.temperature < math.inf:
+            refuse(
+                "temperature",
+                "must be positive: greedy answers are always the same, and nothing is learned "
+                "from one answer",
+            )
+        if not 0 <= self.beta < math.inf:
+            refuse("beta", "must be zero or positive")
+        if not 0 < self.reward_timeout < math.inf:
+            refuse("reward_timeout", "must be a positive number of seconds")
+        if self.max_new_tokens >= self.seq_len:
+            refuse("max_new_tokens", f"leaves no room for a prompt in seq_len={self.seq_len}")
+        if self.engine and not re.match(r"https?://", self.engine):
+            refuse("engine", "must be the URL of a server, such as http://localhost:8000")
+        for spec in self.reward:
+            parse_reward(spec)
 
 # %% ../nbs/22_rollout.ipynb #d07e3c05
-def by_rows(f,                # `(numbers of rows, int64) -> tensor`, rows first
-            rows,             # how many there are
-           ):                 # the tensor for all rows
+def by_rows(
+    f,  # `(numbers of rows, int64) -> tensor`, rows first
+    rows,  # how many there are
+):  # the tensor for all rows
     "Each process computes its share of the rows, all get the whole."
     rank, size = processes()
     shares = from_each(lambda: f(torch.arange(rank, rows, size)) if rank < rows else None)
     order = torch.cat([torch.arange(r, rows, size) for r in range(size)])
     return torch.cat([share for share in shares if share is not None])[order.argsort()]
 
-def draw_together(engine,            # `LocalEngine` or `ServerEngine`
-                  prompts,           # lists of token ids
-                  group_size, max_new_tokens, temperature, seed):     # as for `LocalEngine.sample`; one seed for all
-    "What `engine.sample` draws: of several processes with the weights each draws for its share of the prompts, a server is asked by one."
-    if not engine.everywhere: return from_first(lambda: engine.sample(prompts, group_size, max_new_tokens, temperature, seed))
+
+def draw_together(
+    engine,  # `LocalEngine` or `ServerEngine`
+    prompts,  # lists of token ids
+    group_size,
+    max_new_tokens,
+    temperature,
+    seed,
+):  # as for `LocalEngine.sample`; one seed for all
+    """What `engine.sample` draws: of several processes with the weights each draws for its share of
+    the prompts, a server is asked by one."""
+    if not engine.everywhere:
+        return from_first(
+            lambda: engine.sample(prompts, group_size, max_new_tokens, temperature, seed)
+        )
     rank, size = processes()
-    seeds, groups = row_seeds(seed, len(prompts)*group_size), [None]*len(prompts)
-    def draw(): return engine.sample(prompts[rank::size], group_size, max_new_tokens, temperature, [s for i in range(rank, len(prompts), size) for s in seeds[i*group_size:(i + 1)*group_size]])
-    for r, share in enumerate(from_each(draw)): groups[r::size] = share
+    seeds, groups = row_seeds(seed, len(prompts) * group_size), [None] * len(prompts)
+
+    def draw():
+        return engine.sample(
+            prompts[rank::size],
+            group_size,
+            max_new_tokens,
+            temperature,
+            [
+                s
+                for i in range(rank, len(prompts), size)
+                for s in seeds[i * group_size : (i + 1) * group_size]
+            ],
+        )
+
+    for r, share in enumerate(from_each(draw)):
+        groups[r::size] = share
     return groups
 
 # %% ../nbs/22_rollout.ipynb #3c1a5a75
-GAP_ROWS = 8     # completions of a rollout on which the sampler is checked when the learner need not score all of them
-NOTHING = 1e-9   # weight of rows of which nothing is learned, all of them masked: a mean over nothing would be NaN
+# completions of a rollout on which the sampler is checked when the learner need not score all of
+# them
+GAP_ROWS = 8
+# weight of rows of which nothing is learned, all of them masked: a mean over nothing would be NaN
+NOTHING = 1e-9
 
-def rollout_numbers(rollout,      # dict of tensors, as `RolloutBatches.sample` makes it
-                    each,         # `{name: (N,)}`: each reward by itself
-                    group_size,   # G
-                    seconds):     # that the drawing took
+
+def rollout_numbers(
+    rollout,  # dict of tensors, as `RolloutBatches.sample` makes it
+    each,  # `{name: (N,)}`: each reward by itself
+    group_size,  # G
+    seconds,
+):  # that the drawing took
     "What the log says of a rollout: dict of floats."
     total, drawn = rollout["rewards"], rollout["labels"][:, 1:] != IGNORE
-    groups, logps = total.view(-1, group_size), rollout["old_logps" if "old_logps" in rollout else "logps"]
-    numbers = {"reward": total.mean(), "reward_std": total.std(correction=0), **{f"reward_{name}": v.mean() for name, v in each.items() if len(each) > 1},
-               "truncated": rollout["truncated"].float().mean(), "completion_tokens": drawn.sum()/len(drawn), "entropy": -logps[drawn].mean(), "rollout_tokens_per_second": drawn.sum()/seconds}
-    if group_size > 1: numbers["zero_variance"] = (groups.amax(1) == groups.amin(1)).float().mean()
+    groups, logps = (
+        total.view(-1, group_size),
+        rollout["old_logps" if "old_logps" in rollout else "logps"],
+    )
+    numbers = {
+        "reward": total.mean(),
+        "reward_std": total.std(correction=0),
+        **{f"reward_{name}": v.mean() for name, v in each.items() if len(each) > 1},
+        "truncated": rollout["truncated"].float().mean(),
+        "completion_tokens": drawn.sum() / len(drawn),
+        "entropy": -logps[drawn].mean(),
+        "rollout_tokens_per_second": drawn.sum() / seconds,
+    }
+    if group_size > 1:
+        numbers["zero_variance"] = (groups.amax(1) == groups.amin(1)).float().mean()
     return {k: float(v) for k, v in numbers.items()}
 
 # %% ../nbs/22_rollout.ipynb #57beb28a
 class RolloutBatches:
-    "Batches that the policy makes itself: prompts, completions, rewards, advantages. `at(step)` depends on the weights, the seed, the step and the state that is saved, on nothing else."
-    asks_model = True                   # a model whose weights are spread over processes is put together for `at`
-    def __init__(self, prompts,         # `Prompts`
-                 engine,                # `LocalEngine` or `ServerEngine`
-                 reward,                # `RewardMix`
-                 policy,                # the `MiniMind` that is trained
-                 reference,             # the `MiniMind` it began from, or None; needed if `cfg.beta`
-                 cfg,                   # `RLConfig`
-                 tokenizer,             # `Tokenizer`
-                 prepare=None,          # `(rollout) -> dict` of tensors `(N, …)` to add to the rollout: the algorithm's advantages and what goes with them; called in every process
-                 choose=None,           # `(number of the rollout) -> cfg.prompts numbers of prompts`; default: all in turn, shuffled anew each epoch
-                 dtype=torch.float32):  # of the matrix products
-        if not prompts: raise ValueError(f"no prompt is left (skipped: {dict(prompts.skipped) or 'nothing'}; on the other side of the held-out split: {prompts.other_split})")
-        if cfg.beta and reference is None: raise ValueError(f"beta={cfg.beta} asks for a reference model")
-        self.prompts, self.engine, self.reward, self.policy, self.reference, self.cfg, self.tokenizer = prompts, engine, reward, policy, reference, cfg, tokenizer
+    """Batches that the policy makes itself: prompts, completions, rewards, advantages. `at(step)`
+    depends on the weights, the seed, the step and the state that is saved, on nothing else."""
+
+    # a model whose weights are spread over processes is put together for `at`
+    asks_model = True
+
+    def __init__(
+        self,
+        prompts,  # `Prompts`
+        engine,  # `LocalEngine` or `ServerEngine`
+        reward,  # `RewardMix`
+        policy,  # the `MiniMind` that is trained
+        reference,  # the `MiniMind` it began from, or None; needed if `cfg.beta`
+        cfg,  # `RLConfig`
+        tokenizer,  # `Tokenizer`
+        prepare=None,  # `(rollout) -> dict` of tensors `(N, …)` to add to the rollout: the algorithm's advantages and what goes with them; called in every process
+        choose=None,  # `(number of the rollout) -> cfg.prompts numbers of prompts`; default: all in turn, shuffled anew each epoch
+        dtype=torch.float32,
+    ):  # of the matrix products
+        if not prompts:
+            raise ValueError(
+                f"no prompt is left (skipped: {dict(prompts.skipped) or 'nothing'}; on the other "
+                f"side of the held-out split: {prompts.other_split})"
+            )
+        if cfg.beta and reference is None:
+            raise ValueError(f"beta={cfg.beta} asks for a reference model")
+        (
+            self.prompts,
+            self.engine,
+            self.reward,
+            self.policy,
+            self.reference,
+            self.cfg,
+            self.tokenizer,
+        ) = prompts, engine, reward, policy, reference, cfg, tokenizer
         self.prepare, self.choose, self.dtype = prepare, choose or self._in_turn, dtype
         self.order = EpochRows(len(prompts), len(prompts), cfg.seed)
-        self.steps_per_epoch = -(-len(prompts)*cfg.updates//cfg.prompts)
+        self.steps_per_epoch = -(-len(prompts) * cfg.updates // cfg.prompts)
         digest = hashlib.sha256()
-        for p in prompts: digest.update(json.dumps([p.ids, p.row], sort_keys=True).encode())
-        self.identity = {"prompts_read": len(prompts), "data_sha256": digest.hexdigest(), **reward.identity}      # what a resumed run must find again
+        for p in prompts:
+            digest.update(json.dumps([p.ids, p.row], sort_keys=True).encode())
+        # what a resumed run must find again
+        self.identity = {
+            "prompts_read": len(prompts),
+            "data_sha256": digest.hexdigest(),
+            **reward.identity,
+        }
         self.number, self.rollout, self.numbers, self.replies = -1, {}, {}, []
 
     def _in_turn(self, number):
-        places = range(number*self.cfg.prompts, (number + 1)*self.cfg.prompts)
-        return [int(self.order.at(place//len(self.prompts))[place % len(self.prompts)]) for place in places]
+        places = range(number * self.cfg.prompts, (number + 1) * self.cfg.prompts)
+        return [
+            int(self.order.at(place // len(self.prompts))[place % len(self.prompts)])
+            for place in places
+        ]
 
-    def _seed(self, number, purpose): return int(np.random.SeedSequence([self.cfg.seed, purpose, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    def _seed(self, number, purpose):
+        return int(
+            np.random.SeedSequence([self.cfg.seed, purpose, number]).generate_state(1, np.uint64)[0]
+            >> np.uint64(1)
+        )
 
-    def _begin(self, number):      # numbers of the prompts
-        self.engine.sync(number*self.cfg.updates)
+    def _begin(self, number):  # numbers of the prompts
+        self.engine.sync(number * self.cfg.updates)
         return list(self.choose(number))
 
     def _logps(self, model, rollout):
-        return by_rows(lambda rows: score_rows(model, {k: rollout[k][rows] for k in ("input_ids", "labels", "segment_ids")}, self.cfg.temperature, self.cfg.micro_batch_size, self.dtype), len(rollout["labels"]))
+        return by_rows(
+            lambda rows: score_rows(
+                model,
+                {k: rollout[k][rows] for k in ("input_ids", "labels", "segment_ids")},
+                self.cfg.temperature,
+                self.cfg.micro_batch_size,
+                self.dtype,
+            ),
+            len(rollout["labels"]),
+        )
 
-    def sample(self, number):      # of the rollout
-        "Draw and score a rollout: dict of tensors, rows first, the completions of a prompt one after another; and the numbers for the log. The same in every process."
+    def sample(self, number):  # of the rollout
+        """Draw and score a rollout: dict of tensors, rows first, the completions of a prompt one
+        after another; and the numbers for the log. The same in every process."""
         cfg = self.cfg
         indices = from_first(lambda: self._begin(number))
         chosen = [self.prompts[i] for i in indices]
         start = time.perf_counter()
-        groups = draw_together(self.engine, [p.ids for p in chosen], cfg.group_size, cfg.max_new_tokens, cfg.temperature, self._seed(number, 1))
+        groups = draw_together(
+            self.engine,
+            [p.ids for p in chosen],
+            cfg.group_size,
+            cfg.max_new_tokens,
+            cfg.temperature,
+            self._seed(number, 1),
+        )
         seconds = time.perf_counter() - start
         pairs = [(p, c) for p, group in zip(chosen, groups) for c in group]
         self.replies = [reply_text(self.tokenizer, c, self.engine.stop) for _, c in pairs]
-        total, each = from_first(lambda: self.reward([p.row for p, _ in pairs], self.replies, [p.where for p, _ in pairs], [c.truncated for _, c in pairs]))
+        total, each = from_first(
+            lambda: self.reward(
+                [p.row for p, _ in pairs],
+                self.replies,
+                [p.where for p, _ in pairs],
+                [c.truncated for _, c in pairs],
+            )
+        )
         out = completion_rows([(p.ids, c) for p, c in pairs], self.tokenizer.pad_id or 0)
         out |= {"rewards": total, "prompt": torch.tensor(indices).repeat_interleave(cfg.group_size)}
-        if cfg.beta: out["ref_logps"] = self._logps(self.reference, out)
-        everything = cfg.updates > 1 or not isinstance(self.engine, LocalEngine)      # of a rollout used once the ratio is exactly 1
-        checked = out if everything else cut_rows(out, torch.linspace(0, len(total) - 1, min(GAP_ROWS, len(total))).long())
+        if cfg.beta:
+            out["ref_logps"] = self._logps(self.reference, out)
+        # of a rollout used once the ratio is exactly 1
+        everything = cfg.updates > 1 or not isinstance(self.engine, LocalEngine)
+        checked = (
+            out
+            if everything
+            else cut_rows(out, torch.linspace(0, len(total) - 1, min(GAP_ROWS, len(total))).long())
+        )
         mine = self._logps(self.policy, checked)
         told = (checked["labels"][:, 1:] != IGNORE) & checked["logps"].isfinite()
         gap = (mine - checked["logps"])[told].abs()
-        if everything: out["old_logps"] = mine; out["logps"] = torch.where(out["logps"].isfinite(), out["logps"], mine)
-        numbers = rollout_numbers(out, each, cfg.group_size, seconds) | ({"sampler_gap": float(gap.mean())} if len(gap) else {})
-        if self.prepare: out |= self.prepare(out)
+        if everything:
+            out["old_logps"] = mine
+            out["logps"] = torch.where(out["logps"].isfinite(), out["logps"], mine)
+        numbers = rollout_numbers(out, each, cfg.group_size, seconds) | (
+            {"sampler_gap": float(gap.mean())} if len(gap) else {}
+        )
+        if self.prepare:
+            out |= self.prepare(out)
         return out, numbers
 
-    def _rows(self, step):         # of an optimizer step, in the current rollout
-        order = np.random.default_rng([self.cfg.seed, 2, self.number]).permutation(len(self.rollout["rewards"]))
+    def _rows(self, step):  # of an optimizer step, in the current rollout
+        order = np.random.default_rng([self.cfg.seed, 2, self.number]).permutation(
+            len(self.rollout["rewards"])
+        )
         return torch.from_numpy(np.array_split(order, self.cfg.updates)[step % self.cfg.updates])
 
     def at(self, step):
-        "The batch of an optimizer step; at the first of a rollout the rollout is drawn, with the weights as they are. Raises `RewardError`, `EngineError`."
-        if step//self.cfg.updates != self.number:
-            self.rollout, self.numbers = self.sample(step//self.cfg.updates)
-            self.number = step//self.cfg.updates
+        """The batch of an optimizer step; at the first of a rollout the rollout is drawn, with the
+        weights as they are. Raises `RewardError`, `EngineError`."""
+        if step // self.cfg.updates != self.number:
+            self.rollout, self.numbers = self.sample(step // self.cfg.updates)
+            self.number = step // self.cfg.updates
         batch = cut_rows(self.rollout, self._rows(step))
-        if self.cfg.mask_truncated_completions: batch["labels"] = torch.where(batch["truncated"][:, None], IGNORE, batch["labels"])      # here and not before: the rollout keeps its labels
+        # here and not before: the rollout keeps its labels
+        if self.cfg.mask_truncated_completions:
+            batch["labels"] = torch.where(batch["truncated"][:, None], IGNORE, batch["labels"])
         self.handed_out = count_tokens(batch), time.perf_counter()
         return batch
 
-    def observe(self, result):     # `StepResult` of the step on the last batch
+    def observe(self, result):  # `StepResult` of the step on the last batch
         tokens, since = self.handed_out
-        self.numbers = self.numbers | {"update_tokens_per_second": tokens/(time.perf_counter() - since)}
+        self.numbers = self.numbers | {
+            "update_tokens_per_second": tokens / (time.perf_counter() - since)
+        }
 
     def sources(self, step):
         "The `file:line` of the prompt of every row of an optimizer step."
-        if step//self.cfg.updates != self.number: return []
+        if step // self.cfg.updates != self.number:
+            return []
         return [self.prompts[i].where for i in self.rollout["prompt"][self._rows(step)].tolist()]
 
     def state_tensors(self):
         "The current rollout, for a checkpoint in the middle of one."
-        return {"number": torch.tensor(self.number), **{f"rollout.{k}": v for k, v in self.rollout.items()}, **{f"numbers.{k}": torch.tensor(v, dtype=torch.float64) for k, v in self.numbers.items()}}
+        return {
+            "number": torch.tensor(self.number),
+            **{f"rollout.{k}": v for k, v in self.rollout.items()},
+            **{
+                f"numbers.{k}": torch.tensor(v, dtype=torch.float64)
+                for k, v in self.numbers.items()
+            },
+        }
 
     def load_state_tensors(self, tensors):
         self.number = int(tensors["number"])
-        self.rollout, numbers = ({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)} for prefix in ("rollout.", "numbers."))
+        self.rollout, numbers = (
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            for prefix in ("rollout.", "numbers.")
+        )
         self.numbers = {k: float(v) for k, v in numbers.items()}
 
 # %% ../nbs/22_rollout.ipynb #9071253a
-def measure_reward(model,       # a `MiniMind`
-                   tokenizer,   # `Tokenizer`
-                   prompts,     # `Prompts`, held out
-                   reward,      # `RewardMix`
-                   cfg,         # `RLConfig`
-                   temperature=0.0,     # 0: greedy, the same replies each time
-                   dtype=torch.float32, # of the matrix products
-                  ):            # dict of means: `reward`, each reward if there are several, `truncated`, `completion_tokens`
+def measure_reward(
+    model,  # a `MiniMind`
+    tokenizer,  # `Tokenizer`
+    prompts,  # `Prompts`, held out
+    reward,  # `RewardMix`
+    cfg,  # `RLConfig`
+    temperature=0.0,  # 0: greedy, the same replies each time
+    dtype=torch.float32,  # of the matrix products
+):  # dict of means: `reward`, each reward if there are several, `truncated`, `completion_tokens`
     "What a model's replies to held-out prompts are worth, one reply a prompt."
     engine, prompts = LocalEngine(model, dtype), list(prompts)
     prompts.sort(key=lambda p: len(p.ids))
-    done = [group[0] for group in draw_together(engine, [p.ids for p in prompts], 1, cfg.max_new_tokens, temperature, cfg.seed)]
-    total, each = from_first(lambda: reward([p.row for p in prompts], [reply_text(tokenizer, c, engine.stop) for c in done], [p.where for p in prompts], [c.truncated for c in done]))
-    return {"reward": float(total.mean()), **{f"reward_{name}": float(v.mean()) for name, v in each.items() if len(each) > 1},
-            "truncated": sum(c.truncated for c in done)/len(done), "completion_tokens": sum(len(c.ids) for c in done)/len(done)}
+    done = [
+        group[0]
+        for group in draw_together(
+            engine, [p.ids for p in prompts], 1, cfg.max_new_tokens, temperature, cfg.seed
+        )
+    ]
+    total, each = from_first(
+        lambda: reward(
+            [p.row for p in prompts],
+            [reply_text(tokenizer, c, engine.stop) for c in done],
+            [p.where for p in prompts],
+            [c.truncated for c in done],
+        )
+    )
+    return {
+        "reward": float(total.mean()),
+        **{f"reward_{name}": float(v.mean()) for name, v in each.items() if len(each) > 1},
+        "truncated": sum(c.truncated for c in done) / len(done),
+        "completion_tokens": sum(len(c.ids) for c in done) / len(done),
+    }
 
 # %% ../nbs/22_rollout.ipynb #6bb334dd
 class EngineError(RuntimeError):
     "A server for completions can't be reached, or does not answer as it should."
 
-_WHOLE = dict(top_p=1.0, top_k=-1, min_p=0.0, repetition_penalty=1.0)      # nothing is cut off the distribution, whatever the server or the model's folder would do if nothing is said
+
+# nothing is cut off the distribution, whatever the server or the model's folder would do if nothing
+# is said
+_WHOLE = dict(top_p=1.0, top_k=-1, min_p=0.0, repetition_penalty=1.0)
+
 
 class ServerEngine:
-    "Draws completions with a server: vLLM (or another that speaks OpenAI's protocol and returns token ids), or SGLang. It gets new weights through a folder that both can read."
-    everywhere = False                     # of several processes one asks
-    def __init__(self, url,                # such as http://localhost:8000
-                 model, tokenizer,         # the policy and its `Tokenizer`, saved for the server before it draws
-                 folder,                   # where to; start the server with this folder as its model
-                 name="",                  # of the model at the server; default: the folder
-                 timeout=600.0,            # seconds that one answer may take
-                 parallel=32):             # requests at once
-        self.url, self.model, self.tokenizer, self.folder = url.rstrip("/").removesuffix("/v1"), model, tokenizer, Path(folder)
-        self.name, self.timeout, self.parallel, self.stop = name or str(folder), timeout, parallel, stop_ids(model)
-        self.kind = ""                     # "sglang" or "openai", found out when first needed
+    """Draws completions with a server: vLLM (or another that speaks OpenAI's protocol and returns
+    token ids), or SGLang. It gets new weights through a folder that both can read."""
+
+    everywhere = False  # of several processes one asks
+
+    def __init__(
+        self,
+        url,  # such as http://localhost:8000
+        model,
+        tokenizer,  # the policy and its `Tokenizer`, saved for the server before it draws
+        folder,  # where to; start the server with this folder as its model
+        name="",  # of the model at the server; default: the folder
+        timeout=600.0,  # seconds that one answer may take
+        parallel=32,
+    ):  # requests at once
+        self.url, self.model, self.tokenizer, self.folder = (
+            url.rstrip("/").removesuffix("/v1"),
+            model,
+            tokenizer,
+            Path(folder),
+        )
+        self.name, self.timeout, self.parallel, self.stop = (
+            name or str(folder),
+            timeout,
+            parallel,
+            stop_ids(model),
+        )
+        # "sglang" or "openai", found out when first needed
+        self.kind = ""
 
     def _call(self, route, body=None, needed=False):
         # the JSON of the answer; None if there is no such route and it is not needed
-        request = urllib.request.Request(self.url + route, None if body is None else json.dumps(body).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.url + route,
+            None if body is None else json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer: text = answer.read()
+            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                text = answer.read()
         except urllib.error.HTTPError as e:
-            if e.code in (404, 405) and not needed: return None
-            hint = f" (if it does not know the model {self.name!r}, say how it calls it: --engine-model)" if e.code == 404 else ""
-            raise EngineError(f"{self.url}{route}: HTTP {e.code}: {e.read(500).decode(errors='replace')}{hint}") from None
-        except OSError as e: raise EngineError(f"{self.url}{route}: {getattr(e, 'reason', e)}; is the server running?") from None
-        try: return json.loads(text) if text.strip() else {}
-        except ValueError: return {}
+            if e.code in (404, 405) and not needed:
+                return None
+            hint = (
+                f" (if it does not know the model {self.name!r}, say how it calls it: "
+                "--engine-model)"
+                if e.code == 404
+                else ""
+            )
+            raise EngineError(
+                f"{self.url}{route}: HTTP {e.code}: {e.read(500).decode(errors='replace')}{hint}"
+            ) from None
+        except OSError as e:
+            raise EngineError(
+                f"{self.url}{route}: {getattr(e, 'reason', e)}; is the server running?"
+            ) from None
+        try:
+            return json.loads(text) if text.strip() else {}
+        except ValueError:
+            return {}
 
     def _find_out(self):
-        if not self.kind: self.kind = "openai" if self._call("/get_model_info") is None else "sglang"
+        if not self.kind:
+            self.kind = "openai" if self._call("/get_model_info") is None else "sglang"
         return self.kind
 
-    def sync(self, step):                  # optimizer steps done
+    def sync(self, step):  # optimizer steps done
         "Save the policy and have the server load it. Raises `EngineError`, `OSError`."
         save_pretrained(self.model, self.tokenizer, self.folder)
         folder = str(self.folder.resolve())
-        if self._find_out() == "sglang": answer = self._call("/update_weights_from_disk", {"model_path": folder})
+        if self._find_out() == "sglang":
+            answer = self._call("/update_weights_from_disk", {"model_path": folder})
         else:
-            answer = self._call("/collective_rpc", {"method": "reload_weights"})         # vLLM, from the folder it was started with
-            if answer is not None: self._call("/reset_prefix_cache", {})                 # keys and values of the old weights
-        if answer is None: raise EngineError(f"{self.url} has no route for new weights: start vLLM with VLLM_SERVER_DEV_MODE=1, or SGLang")
-        if answer.get("success") is False: raise EngineError(f"{self.url} did not load {folder}: {answer.get('message', answer)}")
+            # vLLM, from the folder it was started with
+            answer = self._call("/collective_rpc", {"method": "reload_weights"})
+            # keys and values of the old weights
+            if answer is not None:
+                self._call("/reset_prefix_cache", {})
+        if answer is None:
+            raise EngineError(
+                f"{self.url} has no route for new weights: start vLLM with "
+                "VLLM_SERVER_DEV_MODE=1, or SGLang"
+            )
+        if answer.get("success") is False:
+            raise EngineError(f"{self.url} did not load {folder}: {answer.get('message', answer)}")
 
-    def sample(self, prompts, group_size, max_new_tokens, temperature, seed):     # as for `LocalEngine`
+    def sample(
+        self, prompts, group_size, max_new_tokens, temperature, seed
+    ):  # as for `LocalEngine`
         "For each prompt a list of `group_size` `Completion`s. Raises `EngineError`."
         ask = self._ask_sglang if self._find_out() == "sglang" else self._ask_openai
         prompts = list(prompts)
-        seeds = list(seed) if hasattr(seed, "__len__") else row_seeds(seed, len(prompts)*group_size)
+        seeds = (
+            list(seed) if hasattr(seed, "__len__") else row_seeds(seed, len(prompts) * group_size)
+        )
         with ThreadPoolExecutor(self.parallel) as pool:
-            groups = list(pool.map(lambda i: ask(prompts[i], max_new_tokens, temperature, seeds[i*group_size:(i + 1)*group_size]), range(len(prompts))))
+            groups = list(
+                pool.map(
+                    lambda i: ask(
+                        prompts[i],
+                        max_new_tokens,
+                        temperature,
+                        seeds[i * group_size : (i + 1) * group_size],
+                    ),
+                    range(len(prompts)),
+                )
+            )
         for group in groups:
-            if len(group) != group_size: raise EngineError(f"{self.url} gave {len(group)} completions for a prompt, {group_size} were asked for")
+            if len(group) != group_size:
+                raise EngineError(
+                    f"{self.url} gave {len(group)} completions for a prompt, {group_size} were "
+                    "asked for"
+                )
         return groups
 
     def _completion(self, ids, logps, reason):
-        if not isinstance(ids, list) or not all(isinstance(i, int) and 0 <= i < self.model.config.vocab_size for i in ids): raise EngineError(f"{self.url} gave no token ids, or such as the policy does not know: {ids!r:.80}")
-        logps = list(logps or []) or [None]*len(ids)
-        if len(logps) != len(ids): raise EngineError(f"{self.url} gave {len(logps)} log-probabilities for {len(ids)} tokens")
-        if reason == "stop" and not (ids and ids[-1] in self.stop): ids, logps = [*ids, min(self.stop)], [*logps, None]     # some leave the end token out
-        if not ids: raise EngineError(f"{self.url} gave an empty completion (finish reason {reason!r})")
+        if not isinstance(ids, list) or not all(
+            isinstance(i, int) and 0 <= i < self.model.config.vocab_size for i in ids
+        ):
+            raise EngineError(
+                f"{self.url} gave no token ids, or such as the policy does not know: {ids!r:.80}"
+            )
+        logps = list(logps or []) or [None] * len(ids)
+        if len(logps) != len(ids):
+            raise EngineError(
+                f"{self.url} gave {len(logps)} log-probabilities for {len(ids)} tokens"
+            )
+        # some leave the end token out
+        if reason == "stop" and not (ids and ids[-1] in self.stop):
+            ids, logps = [*ids, min(self.stop)], [*logps, None]
+        if not ids:
+            raise EngineError(f"{self.url} gave an empty completion (finish reason {reason!r})")
         return Completion(ids, logps, ids[-1] not in self.stop)
 
     def _ask_openai(self, prompt, max_new_tokens, temperature, seeds):
-        body = {"model": self.name, "prompt": list(prompt), "n": len(seeds), "max_tokens": max_new_tokens, "temperature": temperature, **_WHOLE, "seed": seeds[0],      # vLLM counts on from it: completion i has seed + i
-                "logprobs": 0, "return_token_ids": True, "return_tokens_as_token_ids": True}
+        body = {
+            "model": self.name,
+            "prompt": list(prompt),
+            "n": len(seeds),
+            "max_tokens": max_new_tokens,
+            "temperature": temperature,
+            **_WHOLE,
+            "seed": seeds[0],  # vLLM counts on from it: completion i has seed + i
+            "logprobs": 0,
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+        }
         answer = self._call("/v1/completions", body, needed=True)
-        if not answer or not isinstance(answer.get("choices"), list): raise EngineError(f"{self.url}/v1/completions does not answer as OpenAI's: {answer!r:.200}")
+        if not answer or not isinstance(answer.get("choices"), list):
+            raise EngineError(
+                f"{self.url}/v1/completions does not answer as OpenAI's: {answer!r:.200}"
+            )
         out = []
         for choice in sorted(answer["choices"], key=lambda c: c.get("index", 0)):
             told = choice.get("logprobs") or {}
-            named = [re.fullmatch(r"token_id:(\d+)", t) for t in told.get("tokens") or []]     # vLLM's older way of saying it
-            ids = choice.get("token_ids") or ([int(m[1]) for m in named] if named and all(named) else None)
-            if ids is None: raise EngineError(f"{self.url} returns no token ids, and text can't be turned back into the tokens that were drawn: use vLLM 0.10.2 or later, or SGLang")
-            out.append(self._completion(ids, told.get("token_logprobs"), choice.get("finish_reason")))
+            # vLLM's older way of saying it
+            named = [re.fullmatch(r"token_id:(\d+)", t) for t in told.get("tokens") or []]
+            ids = choice.get("token_ids") or (
+                [int(m[1]) for m in named] if named and all(named) else None
+            )
+            if ids is None:
+                raise EngineError(
+                    f"{self.url} returns no token ids, and text can't be turned back into the "
+                    "tokens that were drawn: use vLLM 0.10.2 or later, "
+                    "or SGLang"
+                )
+            out.append(
+                self._completion(ids, told.get("token_logprobs"), choice.get("finish_reason"))
+            )
         return out
 
     def _ask_sglang(self, prompt, max_new_tokens, temperature, seeds):
-        # the prompt once for each completion: with n the copies would share one seed, and with --enable-deterministic-inference all be the same
-        options = [{"max_new_tokens": max_new_tokens, "temperature": temperature, **_WHOLE, "sampling_seed": seed} for seed in seeds]
-        answer = self._call("/generate", {"input_ids": [list(prompt)]*len(seeds), "sampling_params": options, "return_logprob": True}, needed=True)
+        # the prompt once for each completion: with n the copies would share one seed, and with
+        # --enable-deterministic-inference all be the same
+        options = [
+            {
+                "max_new_tokens": max_new_tokens,
+                "temperature": temperature,
+                **_WHOLE,
+                "sampling_seed": seed,
+            }
+            for seed in seeds
+        ]
+        answer = self._call(
+            "/generate",
+            {
+                "input_ids": [list(prompt)] * len(seeds),
+                "sampling_params": options,
+                "return_logprob": True,
+            },
+            needed=True,
+        )
         out = []
         for item in answer if isinstance(answer, list) else [answer]:
-            try: told, reason = item["meta_info"]["output_token_logprobs"], (item["meta_info"]["finish_reason"] or {}).get("type")
-            except (KeyError, TypeError, AttributeError): raise EngineError(f"{self.url}/generate does not answer as SGLang's: {item!r:.200}") from None
+            try:
+                told, reason = (
+                    item["meta_info"]["output_token_logprobs"],
+                    (item["meta_info"]["finish_reason"] or {}).get("type"),
+                )
+            except (KeyError, TypeError, AttributeError):
+                raise EngineError(
+                    f"{self.url}/generate does not answer as SGLang's: {item!r:.200}"
+                ) from None
             out.append(self._completion([t[1] for t in told], [t[0] for t in told], reason))
         return out

@@ -11,105 +11,205 @@ import math
 import torch
 
 # %% ../nbs/05_rope.ipynb #33309b5f
-def rope_frequencies(head_dim,     # features of one head Dh, even
-                     theta=1e6,    # base: the slowest pair needs nearly 2π·theta positions for a turn
-                    ):             # `(Dh/2,)` float32, radians per position, falling from 1 to about 1/theta
-    "Angle by which each feature pair turns per position (RoFormer eq. 15). Raises `ValueError` if `head_dim` is odd."
-    if head_dim % 2: raise ValueError(f"head_dim={head_dim} is odd, but features are rotated in pairs: choose an even one")
+def rope_frequencies(
+    head_dim,  # features of one head Dh, even
+    theta=1e6,  # base: the slowest pair needs nearly 2π·theta positions for a turn
+):  # `(Dh/2,)` float32, radians per position, falling from 1 to about 1/theta
+    """Angle by which each feature pair turns per position (RoFormer eq. 15). Raises `ValueError` if
+    `head_dim` is odd."""
+    if head_dim % 2:
+        raise ValueError(
+            f"head_dim={head_dim} is odd, but features are rotated in pairs: choose an even one"
+        )
     return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
 
 # %% ../nbs/05_rope.ipynb #438f1d6e
-def rope_tables(head_dim,          # features of one head Dh, even
-                max_len,           # number of positions
-                theta=1e6,         # see `rope_frequencies`
-                scaling=None,      # how to stretch to longer texts, see `check_scaling`; None: not at all
-               ):                  # cos and sin, each `(max_len, Dh)` float32, the second half equal to the first
-    "Cosines and sines of position · frequency for the positions 0 … max_len-1, in the half-split layout, times the attention factor of `scaling`."
-    inv_freq, attention_factor = scaled_frequencies(head_dim, theta, scaling) if scaling else (rope_frequencies(head_dim, theta), 1.0)
+def rope_tables(
+    head_dim,  # features of one head Dh, even
+    max_len,  # number of positions
+    theta=1e6,  # see `rope_frequencies`
+    scaling=None,  # how to stretch to longer texts, see `check_scaling`; None: not at all
+):  # cos and sin, each `(max_len, Dh)` float32, the second half equal to the first
+    """Cosines and sines of position · frequency for the positions 0 … max_len-1, in the half-split
+    layout, times the attention factor of `scaling`."""
+    inv_freq, attention_factor = (
+        scaled_frequencies(head_dim, theta, scaling)
+        if scaling
+        else (rope_frequencies(head_dim, theta), 1.0)
+    )
     angles = torch.outer(torch.arange(max_len, dtype=torch.float32), inv_freq)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos() * attention_factor, angles.sin() * attention_factor
 
 # %% ../nbs/05_rope.ipynb #5a2f90d3
-def apply_rope(x,      # queries or keys `(B, T, H, Dh)`, `Dh` even
-               cos,    # cosine table of the T positions, `(T, Dh)` or one per row `(B, T, Dh)`, float32
-               sin,    # sine table, same shape
-              ):       # rotated `x`, same shape and dtype
-    "Rotate each feature pair `(i, i + Dh/2)` of `x` by its position's angle (RoFormer eq. 34, half-split layout). Raises `ValueError` if `Dh` is odd or the tables do not fit."
+def apply_rope(
+    x,  # queries or keys `(B, T, H, Dh)`, `Dh` even
+    cos,  # cosine table of the T positions, `(T, Dh)` or one per row `(B, T, Dh)`, float32
+    sin,  # sine table, same shape
+):  # rotated `x`, same shape and dtype
+    """Rotate each feature pair `(i, i + Dh/2)` of `x` by its position's angle (RoFormer eq. 34,
+    half-split layout). Raises `ValueError` if `Dh` is odd or the tables do not fit."""
     T, Dh = x.shape[1], x.shape[3]
-    if Dh % 2: raise ValueError(f"head_dim={Dh} is odd, but features are rotated in pairs: choose an even one")
-    if cos.shape[-2:] != (T, Dh): raise ValueError(f"x has {T} positions of {Dh} features, but the tables are {tuple(cos.shape)}: slice them to (…, {T}, {Dh})")
-    sin = torch.cat([-sin[..., :Dh // 2], sin[..., Dh // 2:]], dim=-1)      # the sign goes on the small table, not on x
-    return torch.addcmul(x * cos.unsqueeze(-2), x.roll(Dh // 2, dims=-1), sin.unsqueeze(-2)).to(x.dtype)
+    if Dh % 2:
+        raise ValueError(
+            f"head_dim={Dh} is odd, but features are rotated in pairs: choose an even one"
+        )
+    if cos.shape[-2:] != (T, Dh):
+        raise ValueError(
+            f"x has {T} positions of {Dh} features, but the tables are {tuple(cos.shape)}: slice "
+            f"them to (…, {T}, {Dh})"
+        )
+    # the sign goes on the small table, not on x
+    sin = torch.cat([-sin[..., : Dh // 2], sin[..., Dh // 2 :]], dim=-1)
+    return torch.addcmul(x * cos.unsqueeze(-2), x.roll(Dh // 2, dims=-1), sin.unsqueeze(-2)).to(
+        x.dtype
+    )
 
 # %% ../nbs/05_rope.ipynb #8c9db2b0
-def ntk_theta(head_dim,    # features of one head Dh, even, at least 4
-              theta,       # base that the model was trained with
-              factor,      # new length / training length, at least 1
-             ):            # base to use instead
-    "Base that slows the slowest pair down by `factor` and the fastest not at all (Peng et al. 2023, section 3.1). Raises `ValueError` for a bad `head_dim` or `factor`."
-    if head_dim % 2 or head_dim < 4: raise ValueError(f"head_dim={head_dim}: a slowest and a fastest pair need an even number of at least 4 features")
-    if not 1 <= factor < math.inf: raise ValueError(f"factor={factor} is not a number of at least 1: give new length / training length")
+def ntk_theta(
+    head_dim,  # features of one head Dh, even, at least 4
+    theta,  # base that the model was trained with
+    factor,  # new length / training length, at least 1
+):  # base to use instead
+    """Base that slows the slowest pair down by `factor` and the fastest not at all (Peng et al.
+    2023, section 3.1). Raises `ValueError` for a bad `head_dim` or `factor`."""
+    if head_dim % 2 or head_dim < 4:
+        raise ValueError(
+            f"head_dim={head_dim}: a slowest and a fastest pair need an even number of at least "
+            "4 features"
+        )
+    if not 1 <= factor < math.inf:
+        raise ValueError(
+            f"factor={factor} is not a number of at least 1: give new length / training length"
+        )
     return theta * factor ** (head_dim / (head_dim - 2))
 
 # %% ../nbs/05_rope.ipynb #dab05697
-_ALLOWED = {"default": (), "linear": ("factor",),
-            "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate")}
+_ALLOWED = {
+    "default": (),
+    "linear": ("factor",),
+    "yarn": (
+        "factor",
+        "original_max_position_embeddings",
+        "beta_fast",
+        "beta_slow",
+        "attention_factor",
+        "truncate",
+    ),
+}
 _DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": None, "truncate": True}
 _NUMBER = (int, float)
-_RULES = {    # key: types, what must hold, how to say it
-    "factor": (_NUMBER, lambda v: 1 <= v < math.inf, "a number of at least 1, new length / training length"),
-    "original_max_position_embeddings": (int, lambda v: v >= 1, "the training length, a whole number of positions"),
+_RULES = {  # key: types, what must hold, how to say it
+    "factor": (
+        _NUMBER,
+        lambda v: 1 <= v < math.inf,
+        "a number of at least 1, new length / training length",
+    ),
+    "original_max_position_embeddings": (
+        int,
+        lambda v: v >= 1,
+        "the training length, a whole number of positions",
+    ),
     "beta_fast": (_NUMBER, lambda v: 0 < v < math.inf, "a positive number of turns, usually 32"),
     "beta_slow": (_NUMBER, lambda v: 0 < v < math.inf, "a positive number of turns, usually 1"),
-    "attention_factor": (_NUMBER, lambda v: 0 < v < math.inf, "a positive number, or None for 0.1·ln(factor) + 1"),
+    "attention_factor": (
+        _NUMBER,
+        lambda v: 0 < v < math.inf,
+        "a positive number, or None for 0.1·ln(factor) + 1",
+    ),
     "truncate": (bool, lambda v: True, "True or False"),
 }
 
-def check_scaling(scaling,    # dict as in Hugging Face's `rope_parameters` without the base: `rope_type` (or `type`) "default", "linear" or "yarn", and its keys; None
-                 ):           # a new dict with every key and default filled in, `{}` for plain RoPE (None, `{}`, "default")
-    "Check how RoPE is to be stretched, and return it in one canonical form. Raises `ValueError` with the offending value and the fix."
-    if scaling is None or scaling == {}: return {}
+
+def check_scaling(
+    scaling,  # dict as in Hugging Face's `rope_parameters` without the base: `rope_type` (or `type`) "default", "linear" or "yarn", and its keys; None
+):  # a new dict with every key and default filled in, `{}` for plain RoPE (None, `{}`, "default")
+    """Check how RoPE is to be stretched, and return it in one canonical form. Raises `ValueError`
+    with the offending value and the fix."""
+    if scaling is None or scaling == {}:
+        return {}
     if not isinstance(scaling, dict):
-        raise ValueError(f"scaling={scaling!r} is not a dict: write {{'rope_type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 2048}} or the like, or None")
-    names = {key: scaling[key] for key in ("rope_type", "type") if key in scaling}      # older configs say `type`, some say both
+        raise ValueError(
+            f"scaling={scaling!r} is not a dict: write {{'rope_type': 'yarn', 'factor': 4.0, "
+            f"'original_max_position_embeddings': 2048}} or the like, or None"
+        )
+    # older configs say `type`, some say both
+    names = {key: scaling[key] for key in ("rope_type", "type") if key in scaling}
     kind = next(iter(names.values()), None)
     if kind not in list(_ALLOWED) or any(name != kind for name in names.values()):
-        raise ValueError(f"scaling has {names or 'no rope_type'}, which is not computed here: only rope_type {', '.join(map(repr, _ALLOWED))} are")
+        raise ValueError(
+            f"scaling has {names or 'no rope_type'}, which is not computed here: only "
+            f"rope_type {', '.join(map(repr, _ALLOWED))} are"
+        )
     given = {key: value for key, value in scaling.items() if key not in names}
     if unknown := [key for key in given if key not in _ALLOWED[kind]]:
-        raise ValueError(f"scaling of rope_type {kind!r} has unknown keys {unknown}: remove them; it takes {list(_ALLOWED[kind])}")
+        raise ValueError(
+            f"scaling of rope_type {kind!r} has unknown keys {unknown}: remove them; it "
+            f"takes {list(_ALLOWED[kind])}"
+        )
     if missing := [key for key in _ALLOWED[kind] if key not in given and key not in _DEFAULTS]:
-        raise ValueError(f"scaling of rope_type {kind!r} lacks {', '.join(f'{key} ({_RULES[key][2]})' for key in missing)}: got only {scaling!r}")
-    if kind == "default": return {}
+        raise ValueError(
+            f"scaling of rope_type {kind!r} lacks "
+            f"{', '.join(f'{key} ({_RULES[key][2]})' for key in missing)}: got only "
+            f"{scaling!r}"
+        )
+    if kind == "default":
+        return {}
     checked = {"rope_type": kind}
     for key in _ALLOWED[kind]:
         value, (types, holds, wanted) = given.get(key, _DEFAULTS.get(key)), _RULES[key]
         if not (key == "attention_factor" and value is None):
-            if not isinstance(value, types) or (isinstance(value, bool) and types is not bool) or not holds(value):
+            if (
+                not isinstance(value, types)
+                or (isinstance(value, bool) and types is not bool)
+                or not holds(value)
+            ):
                 raise ValueError(f"scaling has {key}={value!r}: it must be {wanted}")
-            if types is _NUMBER: value = float(value)
+            if types is _NUMBER:
+                value = float(value)
         checked[key] = value
     if kind == "yarn" and checked["beta_fast"] <= checked["beta_slow"]:
-        raise ValueError(f"scaling has beta_fast={checked['beta_fast']} <= beta_slow={checked['beta_slow']}: fast pairs are those with more turns, so beta_fast must be the larger")
+        raise ValueError(
+            f"scaling has beta_fast={checked['beta_fast']} <= "
+            f"beta_slow={checked['beta_slow']}: fast pairs are those with more "
+            "turns, so "
+            "beta_fast must be the larger"
+        )
     return checked
 
 # %% ../nbs/05_rope.ipynb #6fc789de
-def scaled_frequencies(head_dim,         # features of one head Dh, even
-                       theta=1e6,        # base that the model was trained with, above 1
-                       scaling=None,     # see `check_scaling`
-                      ):                 # inv_freq `(Dh/2,)` float32, radians per position; attention factor, a float
-    "Frequencies for longer texts, and the number by which cosines and sines are multiplied (Peng et al. 2023, section 3; the ramp as in Hugging Face)."
+def scaled_frequencies(
+    head_dim,  # features of one head Dh, even
+    theta=1e6,  # base that the model was trained with, above 1
+    scaling=None,  # see `check_scaling`
+):  # inv_freq `(Dh/2,)` float32, radians per position; attention factor, a float
+    """Frequencies for longer texts, and the number by which cosines and sines are multiplied (Peng
+    et al. 2023, section 3; the ramp as in Hugging Face)."""
     inv_freq, scaling = rope_frequencies(head_dim, theta), check_scaling(scaling)
-    if not scaling: return inv_freq, 1.0
+    if not scaling:
+        return inv_freq, 1.0
     factor = scaling["factor"]
-    if scaling["rope_type"] == "linear": return inv_freq / factor, 1.0
-    if not theta > 1: raise ValueError(f"theta={theta}: with a base of at most 1 no pair is slower than another, and YaRN has nothing to choose")
-    low, high = (head_dim * math.log(scaling["original_max_position_embeddings"] / (2 * math.pi * beta)) / (2 * math.log(theta))
-                 for beta in (scaling["beta_fast"], scaling["beta_slow"]))
-    if scaling["truncate"]: low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)      # head_dim, not head_dim/2, is what Hugging Face has: the last pairs may lie inside the ramp
-    ramp = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / max(high - low, .001)).clamp(0, 1)
+    if scaling["rope_type"] == "linear":
+        return inv_freq / factor, 1.0
+    if not theta > 1:
+        raise ValueError(
+            f"theta={theta}: with a base of at most 1 no pair is slower than another, and YaRN "
+            "has nothing to choose"
+        )
+    low, high = (
+        head_dim
+        * math.log(scaling["original_max_position_embeddings"] / (2 * math.pi * beta))
+        / (2 * math.log(theta))
+        for beta in (scaling["beta_fast"], scaling["beta_slow"])
+    )
+    if scaling["truncate"]:
+        low, high = math.floor(low), math.ceil(high)
+    # head_dim, not head_dim/2, is what Hugging Face has: the last pairs may lie inside the ramp
+    low, high = max(low, 0), min(high, head_dim - 1)
+    ramp = (
+        (torch.arange(head_dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
+    ).clamp(0, 1)
     attention_factor = scaling["attention_factor"]
-    if attention_factor is None: attention_factor = .1 * math.log(factor) + 1
+    if attention_factor is None:
+        attention_factor = 0.1 * math.log(factor) + 1
     return inv_freq * (1 - ramp + ramp / factor), attention_factor

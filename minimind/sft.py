@@ -25,67 +25,115 @@ from .pretrain import NOTHING_HELD_OUT, StageConfig, data_line, load_init, work_
 @dataclass(frozen=True)
 class SFTConfig(StageConfig):
     "Supervised fine-tuning: conversations in, a model that answers out."
-    out: str = "runs/sft"              # folder of the run
-    init: str = "runs/pretrain"        # model folder to begin from
-    data: tuple = ()                   # files of conversations (jsonl); none: the shipped samples
-    heldout: tuple = ()                # files of conversations to measure on, a field `answer` is what counts as right; none: one conversation in 50 of `data` is kept out
-    epochs: float = 2.0                # passes over the data, when `steps` is 0
-    lr: float = 4e-3                   # peak learning rate of AdamW
-    muon_lr: float = 0.02              # peak learning rate of Muon
-    eval_rows: int = 200               # packed rows whose loss, and questions whose answer, are measured at an evaluation; 0: none
+
+    out: str = "runs/sft"  # folder of the run
+    init: str = "runs/pretrain"  # model folder to begin from
+    data: tuple = ()  # files of conversations (jsonl); none: the shipped samples
+    heldout: tuple = ()  # files of conversations to measure on, a field `answer` is what counts as right; none: one conversation in 50 of `data` is kept out
+    epochs: float = 2.0  # passes over the data, when `steps` is 0
+    lr: float = 4e-3  # peak learning rate of AdamW
+    muon_lr: float = 0.02  # peak learning rate of Muon
+    eval_rows: int = 200  # packed rows whose loss, and questions whose answer, are measured at an evaluation; 0: none
 
 # %% ../nbs/16_sft.ipynb #392dcc1e
-# the few conversations written by hand are named three times, so that the many exercises do not drown them
-CHAT_SAMPLES = ("sft_chat_en.jsonl", "sft_chat_zh.jsonl")*3 + ("sft_skills.jsonl", "sft_text.jsonl"), ("sft_skills_heldout.jsonl",)
+# the few conversations written by hand are named three times, so that the many exercises do not
+# drown them
+CHAT_SAMPLES = (
+    ("sft_chat_en.jsonl", "sft_chat_zh.jsonl") * 3 + ("sft_skills.jsonl", "sft_text.jsonl"),
+    ("sft_skills_heldout.jsonl",),
+)
 
-def chat_batches(cfg, files, tokenizer, folder, split=None, kind="sft"):     # `SFTConfig`; conversation files; `Tokenizer`; of the store; as in `build_store`
+
+def chat_batches(
+    cfg, files, tokenizer, folder, split=None, kind="sft"
+):  # `SFTConfig`; conversation files; `Tokenizer`; of the store; as in `build_store`
     "Packed rows of conversations with their loss mask."
-    store = build_store(files, tokenizer, folder, kind=kind, split=split, **cfg.reading, progress=sys.stderr.isatty())
+    store = build_store(
+        files,
+        tokenizer,
+        folder,
+        kind=kind,
+        split=split,
+        **cfg.reading,
+        progress=sys.stderr.isatty(),
+    )
     return PackedBatches(store, cfg.seq_len, cfg.batch_size, cfg.seed, on_bad_line=cfg.on_bad_line)
 
 # %% ../nbs/16_sft.ipynb #ce1f3654
-def read_questions(cfg, files):        # `SFTConfig`; held-out files
+def read_questions(cfg, files):  # `SFTConfig`; held-out files
     "Up to `cfg.eval_rows` held-out rows that say which answer is right."
-    def check(row): return check_question(row) if "answer" in row or "must_contain" in row else None
+
+    def check(row):
+        return check_question(row) if "answer" in row or "must_contain" in row else None
+
     rows = (row for f in files for _, row in JsonlReader(f, check=check, **cfg.reading) if row)
     return list(islice(rows, cfg.eval_rows))
 
+
 @torch.no_grad()
-def heldout_loss(cfg, model, batches):     # `SFTConfig`; a `MiniMind`; `PackedBatches`
+def heldout_loss(cfg, model, batches):  # `SFTConfig`; a `MiniMind`; `PackedBatches`
     "Loss per learned token, in nats, over about `cfg.eval_rows` rows: the same ones each time."
-    device, total, weight = next(model.parameters()).device, 0., 0
-    for step in range(min(batches.steps_per_epoch, -(-cfg.eval_rows//batches.batch_size))):
+    device, total, weight = next(model.parameters()).device, 0.0, 0
+    for step in range(min(batches.steps_per_epoch, -(-cfg.eval_rows // batches.batch_size))):
         for micro in split_rows(batches.at(step), cfg.micro_batch_size):
             micro = {k: v.to(device) for k, v in micro.items()}
             labels = micro.pop("labels")
-            total += float(lm_loss(model, labels, reduction="sum", **micro))      # of the text alone, whatever else is trained on
+            # of the text alone, whatever else is trained on
+            total += float(lm_loss(model, labels, reduction="sum", **micro))
             weight += int((labels[:, 1:] != IGNORE).sum())
-    return total/weight
+    return total / weight
 
 # %% ../nbs/16_sft.ipynb #e394ffae
-def split_batches(cfg, files, heldout,     # `SFTConfig`; files to train on, to measure on
-                  questions,               # from `read_questions`
-                  tokenizer, folder,       # `Tokenizer`; for the stores
-                  kind="sft",              # as in `build_store`
-                 ):                        # `PackedBatches` to train on; those to measure on, or None; `(model) -> dict` of numbers, or None
-    "Packed rows to train on, and what is measured on the rows that are held out: their loss, and right answers where they are known."
-    batches = chat_batches(cfg, files, tokenizer, folder/"store", None if heldout else "train", kind)
-    kept_out = (heldout, None) if heldout else (files, "heldout") if batches.store.meta["other_split"] else None
-    held = chat_batches(cfg, kept_out[0], tokenizer, folder/"heldout", kept_out[1], kind) if kept_out and cfg.eval_rows else None
+def split_batches(
+    cfg,
+    files,
+    heldout,  # `SFTConfig`; files to train on, to measure on
+    questions,  # from `read_questions`
+    tokenizer,
+    folder,  # `Tokenizer`; for the stores
+    kind="sft",  # as in `build_store`
+):  # `PackedBatches` to train on; those to measure on, or None; `(model) -> dict` of numbers, or None
+    """Packed rows to train on, and what is measured on the rows that are held out: their loss, and
+    right answers where they are known."""
+    batches = chat_batches(
+        cfg, files, tokenizer, folder / "store", None if heldout else "train", kind
+    )
+    kept_out = (
+        (heldout, None)
+        if heldout
+        else (files, "heldout")
+        if batches.store.meta["other_split"]
+        else None
+    )
+    held = (
+        chat_batches(cfg, kept_out[0], tokenizer, folder / "heldout", kept_out[1], kind)
+        if kept_out and cfg.eval_rows
+        else None
+    )
+
     def evaluate(model):
         numbers = {"heldout_loss": heldout_loss(cfg, model, held)}
-        return numbers | ({"exact_match": exact_match(model, tokenizer, questions)["accuracy"]} if questions else {})
+        return numbers | (
+            {"exact_match": exact_match(model, tokenizer, questions)["accuracy"]}
+            if questions
+            else {}
+        )
+
     print(data_line(batches))
-    if not held and cfg.eval_rows: print(NOTHING_HELD_OUT)
+    if not held and cfg.eval_rows:
+        print(NOTHING_HELD_OUT)
     return batches, held, evaluate if held else None
 
-def train_on_chats(cfg,               # `SFTConfig`, or a config made from it
-                   samples,           # names of shipped files: to train on, to measure on
-                   desc,              # shown on the progress bar
-                   dry_run=False,     # print the plan and stop; nothing is written
-                   prepare=None,      # `model -> folder` as `run_stage` takes it: changes the loaded model, and says what the run shows the world
-                  ):                  # dict of the last numbers
-    "A stage that trains on conversations: packed rows, loss on the assistant's turns only; held-out loss, and right answers where they are known."
+
+def train_on_chats(
+    cfg,  # `SFTConfig`, or a config made from it
+    samples,  # names of shipped files: to train on, to measure on
+    desc,  # shown on the progress bar
+    dry_run=False,  # print the plan and stop; nothing is written
+    prepare=None,  # `model -> folder` as `run_stage` takes it: changes the loaded model, and says what the run shows the world
+):  # dict of the last numbers
+    """A stage that trains on conversations: packed rows, loss on the assistant's turns only;
+    held-out loss, and right answers where they are known."""
     with work_folder(cfg, dry_run) as folder:
         files, heldout = cfg.files(samples)
         questions = read_questions(cfg, heldout)
@@ -93,10 +141,14 @@ def train_on_chats(cfg,               # `SFTConfig`, or a config made from it
         model, tokenizer = load_init(cfg)
         shown = prepare(model) if prepare else None
         batches, _, evaluate = split_batches(cfg, files, heldout, questions, tokenizer, folder)
-        return run_stage(cfg, model, tokenizer, batches, causal_lm_loss, evaluate, desc, dry_run, shown)
+        return run_stage(
+            cfg, model, tokenizer, batches, causal_lm_loss, evaluate, desc, dry_run, shown
+        )
 
-def run(cfg,                # `SFTConfig`
-        dry_run=False,      # print the plan and stop; nothing is written
-       ):                   # dict of the last numbers
+
+def run(
+    cfg,  # `SFTConfig`
+    dry_run=False,  # print the plan and stop; nothing is written
+):  # dict of the last numbers
     "Fine-tune all weights on conversations."
     return train_on_chats(cfg, CHAT_SAMPLES, "sft", dry_run)

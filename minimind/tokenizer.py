@@ -21,9 +21,10 @@ from tokenizers import Regex, Tokenizer as Backend, decoders, models, pre_tokeni
 from .core import read_json, write_text
 
 # %% ../nbs/01_tokenizer.ipynb #cc8cac41
-def merge_pair(tokens,  # sequence of bytes objects
-               pair,    # the two bytes objects to glue
-              ):        # tuple of bytes objects
+def merge_pair(
+    tokens,  # sequence of bytes objects
+    pair,  # the two bytes objects to glue
+):  # tuple of bytes objects
     "Replace every `pair` in `tokens`, going from the left, by one longer token."
     out, i = [], 0
     while i < len(tokens):
@@ -34,45 +35,69 @@ def merge_pair(tokens,  # sequence of bytes objects
 
 # %% ../nbs/01_tokenizer.ipynb #3295248e
 PRETOKENIZE_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"      # what follows an English apostrophe
-    r"|[^\r\n\p{L}\p{N}]?\p{L}+"         # a run of letters, with at most one space or sign before it
-    r"|\p{N}"                            # one digit
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"        # a run of signs, with the line ends after it
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"         # line ends; of several spaces the last is left to the word
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # what follows an English apostrophe
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # a run of letters, with at most one space or sign before it
+    r"|\p{N}"  # one digit
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # a run of signs, with the line ends after it
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"  # line ends; of several spaces the last is left to the word
 )
 _split = pre_tokenizers.Split(Regex(PRETOKENIZE_PATTERN), "isolated")
 
-def pretokenize(text,  # any str
-               ):      # list of str that joins back to `text`
+
+def pretokenize(
+    text,  # any str
+):  # list of str that joins back to `text`
     "Cut `text` into the pieces that no merge may cross (Qwen2's pattern)."
     return [piece for piece, _ in _split.pre_tokenize_str(text)]
 
 # %% ../nbs/01_tokenizer.ipynb #f56dd943
 class _Candidate:
-    "A pair and its count. The smallest candidate is the most frequent pair and, among equals, the lexicographically greatest."
+    """A pair and its count. The smallest candidate is the most frequent pair and, among equals, the
+    lexicographically greatest."""
+
     __slots__ = "count", "pair"
-    def __init__(self, count, pair): self.count, self.pair = count, pair
-    def __lt__(self, other): return (self.count, self.pair) > (other.count, other.pair)
+
+    def __init__(self, count, pair):
+        self.count, self.pair = count, pair
+
+    def __lt__(self, other):
+        return (self.count, self.pair) > (other.count, other.pair)
+
 
 def _count_pieces(texts, special_tokens):
     "How often does each piece occur? A special token inside a text is a border and is not counted."
-    cut = re.compile("|".join(map(re.escape, sorted(special_tokens, key=len, reverse=True)))) if special_tokens else None
+    cut = (
+        re.compile("|".join(map(re.escape, sorted(special_tokens, key=len, reverse=True))))
+        if special_tokens
+        else None
+    )
     counts = Counter()
     for text in [texts] if isinstance(texts, str) else texts:
-        for part in cut.split(text) if cut else [text]: counts.update(pretokenize(part))
+        for part in cut.split(text) if cut else [text]:
+            counts.update(pretokenize(part))
     return counts
 
 # %% ../nbs/01_tokenizer.ipynb #ea9c6baa
-def train_bpe(texts,              # iterable of str, or one str
-              vocab_size,         # wanted size: special tokens + 256 bytes + merges
-              special_tokens=(),  # str that get the first ids; they are never cut and never merged
-             ):                   # `(vocab {id: bytes}, merges [(bytes, bytes)])`
-    "Learn byte-pair merges (Sennrich et al. 2016, algorithm 1). Raises `ValueError` if `vocab_size` has no room for the 256 bytes."
+def train_bpe(
+    texts,  # iterable of str, or one str
+    vocab_size,  # wanted size: special tokens + 256 bytes + merges
+    special_tokens=(),  # str that get the first ids; they are never cut and never merged
+):  # `(vocab {id: bytes}, merges [(bytes, bytes)])`
+    """Learn byte-pair merges (Sennrich et al. 2016, algorithm 1). Raises `ValueError` if
+    `vocab_size` has no room for the 256 bytes."""
     vocab = [token.encode() for token in special_tokens] + [bytes([b]) for b in range(256)]
-    if vocab_size < len(vocab): raise ValueError(f"vocab_size={vocab_size} is too small: {len(special_tokens)} special tokens + 256 bytes = {len(vocab)}")
+    if vocab_size < len(vocab):
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small: {len(special_tokens)} special tokens + 256 "
+            f"bytes = {len(vocab)}"
+        )
     pieces, merges = _count_pieces(texts, special_tokens), []
-    words, freqs = [tuple(bytes([b]) for b in piece.encode()) for piece in pieces], list(pieces.values())
-    counts, where = Counter(), defaultdict(set)  # pair -> its count; pair -> indices of the words it has stood in
+    words, freqs = (
+        [tuple(bytes([b]) for b in piece.encode()) for piece in pieces],
+        list(pieces.values()),
+    )
+    # pair -> its count; pair -> indices of the words it has stood in
+    counts, where = Counter(), defaultdict(set)
     for i, word in enumerate(words):
         for pair in zip(word, word[1:]):
             counts[pair] += freqs[i]
@@ -81,125 +106,191 @@ def train_bpe(texts,              # iterable of str, or one str
     heapq.heapify(heap)
     while len(vocab) < vocab_size and heap:
         best = heapq.heappop(heap)
-        if counts[best.pair] != best.count: continue  # an old entry: the pair went in again when its count changed
+        # an old entry: the pair went in again when its count changed
+        if counts[best.pair] != best.count:
+            continue
         merges.append(best.pair)
         vocab.append(best.pair[0] + best.pair[1])
         changed = set()
         for i in where.pop(best.pair):
             old, words[i] = words[i], merge_pair(words[i], best.pair)
-            for pair in zip(old, old[1:]): counts[pair] -= freqs[i]
+            for pair in zip(old, old[1:]):
+                counts[pair] -= freqs[i]
             for pair in zip(words[i], words[i][1:]):
                 counts[pair] += freqs[i]
                 where[pair].add(i)
             changed.update(zip(old, old[1:]), zip(words[i], words[i][1:]))
         for pair in changed:
-            if counts[pair] > 0: heapq.heappush(heap, _Candidate(counts[pair], pair))
-            else: del counts[pair]
+            if counts[pair] > 0:
+                heapq.heappush(heap, _Candidate(counts[pair], pair))
+            else:
+                del counts[pair]
     return dict(enumerate(vocab)), merges
 
 # %% ../nbs/01_tokenizer.ipynb #09921fad
-def bpe_encode(text,    # any str; nothing in it is special
-               vocab,   # {id: bytes}, as `train_bpe` returns it
-               merges,  # [(bytes, bytes)] in the order they were learned
-              ):        # list of int
+def bpe_encode(
+    text,  # any str; nothing in it is special
+    vocab,  # {id: bytes}, as `train_bpe` returns it
+    merges,  # [(bytes, bytes)] in the order they were learned
+):  # list of int
     "Encode `text` by replaying the merges in each piece. Readable, and slow for long pieces."
-    ids, rank = {token: i for i, token in reversed(vocab.items())}, {pair: r for r, pair in enumerate(merges)}
+    ids, rank = (
+        {token: i for i, token in reversed(vocab.items())},
+        {pair: r for r, pair in enumerate(merges)},
+    )
     out = []
     for piece in pretokenize(text):
         tokens = tuple(bytes([b]) for b in piece.encode())
         while len(tokens) > 1:
             first = min(zip(tokens, tokens[1:]), key=lambda pair: rank.get(pair, len(rank)))
-            if first not in rank: break
+            if first not in rank:
+                break
             tokens = merge_pair(tokens, first)
         out += [ids[token] for token in tokens]
     return out
 
 # %% ../nbs/01_tokenizer.ipynb #2bc6e387
 SPECIAL_TOKENS = (
-    "<|endoftext|> <|im_start|> <|im_end|> "  # 0 padding, 1 a turn begins, 2 a turn ends
-    "<|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> <|quad_start|> <|quad_end|> "
-    "<|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|> "
-    "<|audio_start|> <|audio_end|> <|audio_pad|> <tts_pad> <tts_text_bos> <tts_text_eod> <tts_text_bos_single> "
-    "<tool_call> </tool_call> <tool_response> </tool_response> <think> </think> "  # 21-26: one token each, but part of what a reader may see
-    + " ".join(f"<|buffer{i}|>" for i in range(1, 10))                             # 27-35: free for later
-).split()
+    (
+        "<|endoftext|> <|im_start|> <|im_end|> "  # 0 padding, 1 a turn begins, 2 a turn ends
+        "<|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> <|quad_start|> "
+        "<|quad_end|> "
+        "<|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|> "
+        "<|audio_start|> <|audio_end|> <|audio_pad|> <tts_pad> <tts_text_bos> <tts_text_eod> "
+        "<tts_text_bos_single> "
+        "<tool_call> </tool_call> <tool_response> </tool_response> <think> </think> "  # 21-26: one token each, but part of what a reader may see
+        + " ".join(f"<|buffer{i}|>" for i in range(1, 10))  # 27-35: free for later
+    ).split()
+)
 _SHOWN = frozenset(SPECIAL_TOKENS[21:])  # `decode(skip_special=True)` leaves these in
 
 # %% ../nbs/01_tokenizer.ipynb #0b9b6bfe
 def byte_alphabet():  # dict from byte (int) to one printable character
     "The 256 printable stand-ins for bytes in `tokenizer.json` files (GPT-2's table)."
-    kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    kept = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = [b for b in range(256) if b not in kept]
     return {b: chr(b) for b in kept} | {b: chr(256 + i) for i, b in enumerate(others)}
+
 
 _TO_CHAR = byte_alphabet()
 _TO_BYTE = {char: byte for byte, char in _TO_CHAR.items()}
 
+
 def _new_backend(model):
-    "A byte-level backend. No normaliser and no automatic bos or eos: nothing is lost, nothing is added."
+    """A byte-level backend. No normaliser and no automatic bos or eos: nothing is lost, nothing is
+    added."""
     backend = Backend(model)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([_split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [_split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     backend.decoder = decoders.ByteLevel()
     return backend
 
 # %% ../nbs/01_tokenizer.ipynb #8caa58c7
 def _without_added(spec):
-    "The same description, in which no text can become an added token. Files by other hands may also list these tokens in the model itself: take them out there too."
+    """The same description, in which no text can become an added token. Files by other hands may
+    also list these tokens in the model itself: take them out there too."""
     spec = json.loads(json.dumps(spec))
     added, model = {token["content"] for token in spec["added_tokens"]}, spec["model"]
     spec |= {"added_tokens": [], "post_processor": None}
     if model["type"] == "Unigram":
-        model["vocab"] = [[f"\U0010ffff{i}" if t in added and i != model.get("unk_id") else t, score] for i, (t, score) in enumerate(model["vocab"])]
+        model["vocab"] = [
+            [f"\U0010ffff{i}" if t in added and i != model.get("unk_id") else t, score]
+            for i, (t, score) in enumerate(model["vocab"])
+        ]
     else:
-        model["vocab"] = {t: i for t, i in model["vocab"].items() if t not in added or t == model.get("unk_token")}
+        model["vocab"] = {
+            t: i for t, i in model["vocab"].items() if t not in added or t == model.get("unk_token")
+        }
     if model.get("merges"):
-        pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])  # older files write a pair as one str
+        # older files write a pair as one str
+        pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
         model["merges"] = [[a, b] for a, b in pairs if not added & {a, b, a + b}]
     return spec
+
 
 def _with_added(backend, special_tokens):
     "JSON of `backend` in which its first ids are declared as added tokens."
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    added = [{"id": i, "content": t, **flags, "special": t not in _SHOWN} for i, t in enumerate(special_tokens)]
+    added = [
+        {"id": i, "content": t, **flags, "special": t not in _SHOWN}
+        for i, t in enumerate(special_tokens)
+    ]
     return json.dumps(json.loads(backend.to_str()) | {"added_tokens": added}, ensure_ascii=False)
 
 # %% ../nbs/01_tokenizer.ipynb #4094c968
 def _is_utf8(data):
-    try: data.decode()
-    except UnicodeDecodeError: return False
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
     return True
+
 
 class Vocabulary:
     "What each id stands for; `Tokenizer` adds encoding and decoding."
-    def __init__(self, json_text,  # content of a `tokenizer.json`
-                 names=None,       # {"pad" | "bos" | "eos": token}; ours if not given
-                ):
+
+    def __init__(
+        self,
+        json_text,  # content of a `tokenizer.json`
+        names=None,  # {"pad" | "bos" | "eos": token}; ours if not given
+    ):
         self._backend = Backend.from_str(json_text)
-        self._backend.no_truncation()  # some published files carry a length limit, which would cut documents without a word
+        # some published files carry a length limit, which would cut documents without a word
+        self._backend.no_truncation()
         self._backend.no_padding()
-        self.json, self.names = self._backend.to_str(), names or dict(zip(("pad", "bos", "eos"), SPECIAL_TOKENS))
+        self.json, self.names = (
+            self._backend.to_str(),
+            names or dict(zip(("pad", "bos", "eos"), SPECIAL_TOKENS)),
+        )
         spec = json.loads(self.json)
         self._plain = Backend.from_str(json.dumps(_without_added(spec)))
         self._byte_level = '"ByteLevel"' in json.dumps(spec["decoder"])
         self.added_tokens = {token["content"]: token["id"] for token in spec["added_tokens"]}
-        first = "".join(re.escape(char) for char in sorted({token[0] for token in self.added_tokens}))
-        tokens = (r"\s*" * t["lstrip"] + f"({re.escape(t['content'])})" + r"\s*" * t["rstrip"]  # some makers' tokens swallow the spaces around them
-                  for t in sorted(spec["added_tokens"], key=lambda t: -len(t["content"])))         # the longest first
-        self.openers = re.compile(f"[{first}]" if first else "(?!)")  # characters that can begin an added token
+        first = "".join(
+            re.escape(char) for char in sorted({token[0] for token in self.added_tokens})
+        )
+        tokens = (
+            r"\s*" * t["lstrip"]
+            + f"({re.escape(t['content'])})"
+            + r"\s*" * t["rstrip"]  # some makers' tokens swallow the spaces around them
+            for t in sorted(spec["added_tokens"], key=lambda t: -len(t["content"]))
+        )  # the longest first
+        # characters that can begin an added token
+        self.openers = re.compile(f"[{first}]" if first else "(?!)")
         swallow = any(t["lstrip"] for t in spec["added_tokens"])
-        self._finder = re.compile(("" if swallow or not first else f"(?=[{first}])") + f"(?:{'|'.join(tokens) or '(?!)'})")
+        self._finder = re.compile(
+            ("" if swallow or not first else f"(?=[{first}])") + f"(?:{'|'.join(tokens) or '(?!)'})"
+        )
 
     @cached_property
-    def vocab_size(self): return 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
-    @cached_property
-    def special_ids(self): return frozenset(self.added_tokens.values())
-    @cached_property
-    def partial_ids(self): return frozenset(i for i in range(self.vocab_size) if not _is_utf8(self.token_bytes(i)))
-    @cached_property
-    def fingerprint(self): return hashlib.sha256(json.dumps(json.loads(self.json), sort_keys=True).encode()).hexdigest()
+    def vocab_size(self):
+        return 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
 
-    def token_to_id(self, token): return None if token is None else self._backend.token_to_id(token)
-    def id_to_token(self, id): return self._backend.id_to_token(int(id))
+    @cached_property
+    def special_ids(self):
+        return frozenset(self.added_tokens.values())
+
+    @cached_property
+    def partial_ids(self):
+        return frozenset(i for i in range(self.vocab_size) if not _is_utf8(self.token_bytes(i)))
+
+    @cached_property
+    def fingerprint(self):
+        return hashlib.sha256(
+            json.dumps(json.loads(self.json), sort_keys=True).encode()
+        ).hexdigest()
+
+    def token_to_id(self, token):
+        return None if token is None else self._backend.token_to_id(token)
+
+    def id_to_token(self, id):
+        return self._backend.id_to_token(int(id))
+
     pad_id = property(lambda self: self.token_to_id(self.names.get("pad")))
     bos_id = property(lambda self: self.token_to_id(self.names.get("bos")))
     eos_id = property(lambda self: self.token_to_id(self.names.get("eos")))
@@ -207,21 +298,33 @@ class Vocabulary:
     def token_bytes(self, id):  # bytes that this id adds to a text
         "The bytes of one token. An added token gives the UTF-8 of its name, an unused id nothing."
         token = self.id_to_token(id)
-        if token is None or token in self.added_tokens: return (token or "").encode()
-        if self._byte_level: return bytes(_TO_BYTE[char] for char in token)
-        byte = re.fullmatch(r"<0x([0-9A-F]{2})>", token)  # how SentencePiece writes a lone byte
+        if token is None or token in self.added_tokens:
+            return (token or "").encode()
+        if self._byte_level:
+            return bytes(_TO_BYTE[char] for char in token)
+        # how SentencePiece writes a lone byte
+        byte = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
         return bytes.fromhex(byte[1]) if byte else token.replace("▁", " ").encode()
 
-    def __len__(self): return self.vocab_size
-    def __repr__(self): return f"{type(self).__name__}(vocab_size={self.vocab_size}, added={len(self.added_tokens)}, fingerprint={self.fingerprint[:8]})"
+    def __len__(self):
+        return self.vocab_size
+
+    def __repr__(self):
+        return f"{type(self).__name__}(vocab_size={self.vocab_size}, added={len(self.added_tokens)}, fingerprint={self.fingerprint[:8]})"
 
 # %% ../nbs/01_tokenizer.ipynb #e0faef44
 def _utf8(text, n):
     "UTF-8 of text number `n`, or an error that says what is wrong with it."
-    if not isinstance(text, str): raise TypeError(f"text {n} is a {type(text).__name__}, not a str")
-    try: return text.encode()
+    if not isinstance(text, str):
+        raise TypeError(f"text {n} is a {type(text).__name__}, not a str")
+    try:
+        return text.encode()
     except UnicodeEncodeError as e:
-        raise ValueError(f"text {n} is no Unicode text: lone surrogate {text[e.start]!r} at character {e.start}; decode its source with errors='replace'") from None
+        raise ValueError(
+            f"text {n} is no Unicode text: lone surrogate {text[e.start]!r} at character "
+            f"{e.start}; decode its source with errors='replace'"
+        ) from None
+
 
 def _capped(texts, max_bytes):
     "Pass texts on until `max_bytes` of UTF-8 have gone by."
@@ -229,108 +332,187 @@ def _capped(texts, max_bytes):
         data = _utf8(text, n)
         yield text if len(data) <= max_bytes else data[:max_bytes].decode(errors="ignore")
         max_bytes -= len(data)
-        if max_bytes <= 0: return
+        if max_bytes <= 0:
+            return
 
 # %% ../nbs/01_tokenizer.ipynb #73079434
 class _Sources(Vocabulary):
     "Three ways to get a tokenizer: train one, bring one's own merges, read a file."
+
     @classmethod
-    def train(cls, texts,                     # iterable of str, read once as a stream
-              vocab_size=6400,                # reserved tokens + 256 bytes + merges
-              special_tokens=SPECIAL_TOKENS,  # these get the first ids, in this order
-              max_bytes=32 << 20,             # stop reading here; training needs up to 110 times this in memory for Chinese, much less for English
-             ):                               # Tokenizer
+    def train(
+        cls,
+        texts,  # iterable of str, read once as a stream
+        vocab_size=6400,  # reserved tokens + 256 bytes + merges
+        special_tokens=SPECIAL_TOKENS,  # these get the first ids, in this order
+        max_bytes=32
+        << 20,  # stop reading here; training needs up to 110 times this in memory for Chinese, much less for English
+    ):  # Tokenizer
         "Learn merges with the fast library. Warns if the texts are too few to fill `vocab_size`."
         least = len(special_tokens) + 256
-        if vocab_size < least: raise ValueError(f"vocab_size={vocab_size} is too small: {len(special_tokens)} special tokens + 256 bytes = {least}")
+        if vocab_size < least:
+            raise ValueError(
+                f"vocab_size={vocab_size} is too small: {len(special_tokens)} special tokens + "
+                f"256 bytes = {least}"
+            )
         backend = _new_backend(models.BPE())
-        backend.train_from_iterator(_capped(texts, max_bytes), trainers.BpeTrainer(
-            vocab_size=vocab_size, min_frequency=2, special_tokens=list(special_tokens), initial_alphabet=list(_TO_CHAR.values()), show_progress=False))
+        backend.train_from_iterator(
+            _capped(texts, max_bytes),
+            trainers.BpeTrainer(
+                vocab_size=vocab_size,
+                min_frequency=2,
+                special_tokens=list(special_tokens),
+                initial_alphabet=list(_TO_CHAR.values()),
+                show_progress=False,
+            ),
+        )
         got = backend.get_vocab_size()
         if got < vocab_size:
-            warnings.warn(f"the texts gave only {got} of {vocab_size} tokens, for no pair occurs twice any more: train on more text or ask for a smaller vocab_size", stacklevel=2)
+            warnings.warn(
+                f"the texts gave only {got} of {vocab_size} tokens, for no pair occurs twice "
+                "any more: train on more text or ask for a smaller vocab_size",
+                stacklevel=2,
+            )
         return cls(_with_added(backend, special_tokens))
 
     @classmethod
-    def from_bpe(cls, vocab,         # {id: bytes} from `train_bpe`
-                 merges,             # [(bytes, bytes)] from `train_bpe`
-                 special_tokens=(),  # the list that `train_bpe` was given
-                ):                   # Tokenizer with the same ids
+    def from_bpe(
+        cls,
+        vocab,  # {id: bytes} from `train_bpe`
+        merges,  # [(bytes, bytes)] from `train_bpe`
+        special_tokens=(),  # the list that `train_bpe` was given
+    ):  # Tokenizer with the same ids
         "Put a vocabulary of our own training into the fast backend."
         name = lambda token: "".join(_TO_CHAR[b] for b in token)
-        ids = {token: i for i, token in enumerate(special_tokens)} | {name(token): i for i, token in reversed(vocab.items()) if i >= len(special_tokens)}
-        return cls(_with_added(_new_backend(models.BPE(ids, [(name(a), name(b)) for a, b in merges])), special_tokens))
+        ids = {token: i for i, token in enumerate(special_tokens)} | {
+            name(token): i for i, token in reversed(vocab.items()) if i >= len(special_tokens)
+        }
+        return cls(
+            _with_added(
+                _new_backend(models.BPE(ids, [(name(a), name(b)) for a, b in merges])),
+                special_tokens,
+            )
+        )
 
     @classmethod
-    def from_file(cls, path,  # a `tokenizer.json`, or the folder of a model
-                 ):           # Tokenizer
-        "Read any Hugging Face `tokenizer.json`; files beside it name pad, bos, eos and the chat template. Raises `FileNotFoundError`, or `ValueError` for a file of another kind."
+    def from_file(
+        cls,
+        path,  # a `tokenizer.json`, or the folder of a model
+    ):  # Tokenizer
+        """Read any Hugging Face `tokenizer.json`; files beside it name pad, bos, eos and the chat
+        template. Raises `FileNotFoundError`, or `ValueError` for a file of another kind."""
         path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
-        if not path.is_file(): raise FileNotFoundError(f"{path}: no such file; a tokenizer is a tokenizer.json, or a folder that holds one")
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path}: no such file; a tokenizer is a tokenizer.json, or a folder that holds one"
+            )
         beside = path.with_name("tokenizer_config.json")
         config = read_json(beside) if beside.exists() else {}
-        if not isinstance(config, dict): raise ValueError(f"{beside} is not a JSON object")
+        if not isinstance(config, dict):
+            raise ValueError(f"{beside} is not a JSON object")
         named = {key: config.get(f"{key}_token") for key in ("pad", "bos", "eos")}
-        named = {key: token["content"] if isinstance(token, dict) else token for key, token in named.items()}
-        try: tokenizer = cls(path.read_text("utf-8"), named if any(named.values()) else None)
+        named = {
+            key: token["content"] if isinstance(token, dict) else token
+            for key, token in named.items()
+        }
+        try:
+            tokenizer = cls(path.read_text("utf-8"), named if any(named.values()) else None)
         except Exception as error:  # the library raises bare `Exception`s
             raise ValueError(f"{path} is no tokenizer.json of Hugging Face's: {error}") from None
         template = path.with_name("chat_template.jinja")
-        chat_template = template.read_text("utf-8") if template.exists() else config.get("chat_template")
-        if isinstance(chat_template, list): chat_template = next((t["template"] for t in chat_template if t.get("name") == "default"), None)  # several, by name
+        chat_template = (
+            template.read_text("utf-8") if template.exists() else config.get("chat_template")
+        )
+        # several, by name
+        if isinstance(chat_template, list):
+            chat_template = next(
+                (t["template"] for t in chat_template if t.get("name") == "default"), None
+            )
         tokenizer.chat_template = chat_template
         return tokenizer
 
 # %% ../nbs/01_tokenizer.ipynb #8208e5dc
 class Tokenizer(_Sources):
     "Text to ids and back. Unless `allow_special` is given, no text can become an added token."
+
     chat_template = None  # Jinja text; None means `minimind.chat.CHAT_TEMPLATE`
 
-    def encode(self, text,           # str
-               allow_special=False,  # True recognises added tokens such as `<|im_end|>`: for markup, never for content
-              ):                     # list of int
-        "The ids of `text`, with nothing added. Raises `ValueError` for a lone surrogate, which is no Unicode text."
-        try: return (self._backend if allow_special else self._plain).encode(text, add_special_tokens=False).ids
-        except (TypeError, UnicodeError): _utf8(text, 0); raise
-
-    def encode_batch(self, texts,          # list of str
-                     allow_special=False,  # as in `encode`
-                    ):                     # list of lists of int
-        "Encode many texts at once, on all cores. Errors name the text."
-        texts = list(texts)
-        try: return [e.ids for e in (self._backend if allow_special else self._plain).encode_batch_fast(texts, add_special_tokens=False)]
+    def encode(
+        self,
+        text,  # str
+        allow_special=False,  # True recognises added tokens such as `<|im_end|>`: for markup, never for content
+    ):  # list of int
+        """The ids of `text`, with nothing added. Raises `ValueError` for a lone surrogate, which is
+        no Unicode text."""
+        try:
+            return (
+                (self._backend if allow_special else self._plain)
+                .encode(text, add_special_tokens=False)
+                .ids
+            )
         except (TypeError, UnicodeError):
-            for n, text in enumerate(texts): _utf8(text, n)
+            _utf8(text, 0)
             raise
 
-    def decode(self, ids,           # sequence of int, a tensor too
-               skip_special=False,  # leave out control tokens; `<think>` and `<tool_call>` stay
-              ):                    # str; bytes that are no UTF-8 become U+FFFD
-        "The text of `ids`; ids beyond the vocabulary give nothing. Raises `ValueError` for negative ids, such as the label -100."
+    def encode_batch(
+        self,
+        texts,  # list of str
+        allow_special=False,  # as in `encode`
+    ):  # list of lists of int
+        "Encode many texts at once, on all cores. Errors name the text."
+        texts = list(texts)
+        try:
+            return [
+                e.ids
+                for e in (self._backend if allow_special else self._plain).encode_batch_fast(
+                    texts, add_special_tokens=False
+                )
+            ]
+        except (TypeError, UnicodeError):
+            for n, text in enumerate(texts):
+                _utf8(text, n)
+            raise
+
+    def decode(
+        self,
+        ids,  # sequence of int, a tensor too
+        skip_special=False,  # leave out control tokens; `<think>` and `<tool_call>` stay
+    ):  # str; bytes that are no UTF-8 become U+FFFD
+        """The text of `ids`; ids beyond the vocabulary give nothing. Raises `ValueError` for
+        negative ids, such as the label -100."""
         ids = [int(i) for i in ids]
-        if ids and min(ids) < 0: raise ValueError(f"cannot decode id {min(ids)}: leave masked labels (-100) out first")
+        if ids and min(ids) < 0:
+            raise ValueError(f"cannot decode id {min(ids)}: leave masked labels (-100) out first")
         return self._backend.decode(ids, skip_special_tokens=skip_special)
 
-    def split_special(self, text,  # str with markup in it
-                     ):            # list of `(str, id)`; between the added tokens lie runs of text, with id None
+    def split_special(
+        self,
+        text,  # str with markup in it
+    ):  # list of `(str, id)`; between the added tokens lie runs of text, with id None
         "Cut `text` at its added tokens and leave the rest to be encoded."
         out, end = [], 0
         for found in self._finder.finditer(text):
-            if found.start() > end: out.append((text[end:found.start()], None))
+            if found.start() > end:
+                out.append((text[end : found.start()], None))
             token = found[found.lastindex]
             out.append((token, self.added_tokens[token]))
             end = found.end()
         return out + [(text[end:], None)] * (end < len(text))
 
-    def save(self, path,  # a `.json` file, or a folder, which gets a `tokenizer.json`
-            ):            # Path of the file
+    def save(
+        self,
+        path,  # a `.json` file, or a folder, which gets a `tokenizer.json`
+    ):  # Path of the file
         "Write the tokenizer in Hugging Face's format, the whole file or nothing."
         path = Path(path) if str(path).endswith(".json") else Path(path) / "tokenizer.json"
         write_text(path, self._backend.to_str(pretty=True))
         return path
 
-    def __reduce__(self):  # worker processes receive a copy by pickle, which the backend alone would not survive with its options
+    def __reduce__(
+        self,
+    ):  # worker processes receive a copy by pickle, which the backend alone would not survive with its options
         return _rebuild, (self.json, self.names, self.chat_template)
+
 
 def _rebuild(json_text, names, chat_template):
     tokenizer = Tokenizer(json_text, names)

@@ -20,141 +20,235 @@ from .train import TRACKER_NAMES, read_metrics
 from .checkpoint import checkpoints
 
 # %% ../nbs/37_track.ipynb #cea72c94
-def smoothed(values,        # numbers, in order
-             weight=0.9,    # of the past, from 0 to below 1
-            ):              # list of as many numbers
-    "The moving average that trackers draw: exponential, and divided by the weight it has so far (as Adam does, Kingma and Ba 2015, section 3)."
-    if not 0 <= weight < 1: raise ValueError(f"weight={weight}: a share of the past, from 0 to below 1")
-    averages = accumulate(values, lambda mean, x: weight*mean + (1 - weight)*x, initial=0.)
-    return [mean/(1 - weight**t) for t, mean in enumerate(averages) if t]
+def smoothed(
+    values,  # numbers, in order
+    weight=0.9,  # of the past, from 0 to below 1
+):  # list of as many numbers
+    """The moving average that trackers draw: exponential, and divided by the weight it has so far
+    (as Adam does, Kingma and Ba 2015, section 3)."""
+    if not 0 <= weight < 1:
+        raise ValueError(f"weight={weight}: a share of the past, from 0 to below 1")
+    averages = accumulate(values, lambda mean, x: weight * mean + (1 - weight) * x, initial=0.0)
+    return [mean / (1 - weight**t) for t, mean in enumerate(averages) if t]
 
 # %% ../nbs/37_track.ipynb #9694e297
 class Tracker:
-    "What a tracker must be able to do. `Trackers` calls all of it in a thread; it may raise, or never return."
-    folder = "tracker"          # where its files go, in the run's folder
-    package, look = "", ""      # what pip installs; the command to look with, `{}` being the folder
-    certain = False             # has a line reached the disk when `log` returns?
+    """What a tracker must be able to do. `Trackers` calls all of it in a thread; it may raise, or
+    never return."""
+
+    folder = "tracker"  # where its files go, in the run's folder
+    # what pip installs; the command to look with, `{}` being the folder
+    package, look = "", ""
+    certain = False  # has a line reached the disk when `log` returns?
 
     @classmethod
-    def modules(cls): return ()           # names of the modules that it imports
+    def modules(cls):
+        return ()  # names of the modules that it imports
 
-    def __init__(self, folder,  # `Path`, there is one
-                 name,          # of the run
-                 desc,          # the stage
-                 settings,      # JSON-able dict of the run's config
-                 note,          # dict that outlives the process: `id`; `last`, the last line it surely has, as `[step, 0 training or 1 evaluation]`. May be changed
-                ): self.note = note
+    def __init__(
+        self,
+        folder,  # `Path`, there is one
+        name,  # of the run
+        desc,  # the stage
+        settings,  # JSON-able dict of the run's config
+        note,  # dict that outlives the process: `id`; `last`, the last line it surely has, as `[step, 0 training or 1 evaluation]`. May be changed
+    ):
+        self.note = note
 
-    def log(self, step, numbers): raise NotImplementedError     # optimizer steps; `{name: float}`
-    def finish(self, error): pass                               # None, or the exception that ended the run
+    def log(self, step, numbers):
+        raise NotImplementedError  # optimizer steps; `{name: float}`
+
+    def finish(self, error):
+        pass  # None, or the exception that ended the run
 
 # %% ../nbs/37_track.ipynb #912dc32a
-def tracked_line(step, **numbers):       # a line as `MetricsLog` takes it
-    "Which line it is, `(step, 0 training or 1 evaluation)`, and its finite numbers, named `train/…` or `eval/…`: a line without a learning rate is an evaluation."
+def tracked_line(step, **numbers):  # a line as `MetricsLog` takes it
+    """Which line it is, `(step, 0 training or 1 evaluation)`, and its finite numbers, named
+    `train/…` or `eval/…`: a line without a learning rate is an evaluation."""
     evaluated = "lr" not in numbers
-    return (step, int(evaluated)), {f"{'eval' if evaluated else 'train'}/{k}": float(v) for k, v in numbers.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+    return (step, int(evaluated)), {
+        f"{'eval' if evaluated else 'train'}/{k}": float(v)
+        for k, v in numbers.items()
+        if isinstance(v, (int, float)) and math.isfinite(v)
+    }
 
 # %% ../nbs/37_track.ipynb #543f5c5e
 class Feed(threading.Thread):
-    "Hands one tracker its lines, one after another. Whatever it waits for, nobody else waits for it, not even the end of the process."
-    room = 1000                           # lines that may wait
+    """Hands one tracker its lines, one after another. Whatever it waits for, nobody else waits for
+    it, not even the end of the process."""
 
-    def __init__(self, owner,             # the `Trackers` that it works for
-                 key,                     # of `TRACKERS`
-                 note,                    # what is known of the tracker's run
-                 begin,                   # `(note) -> Tracker`
-                 earlier,                 # lines of the log from before this process
-                ):
+    room = 1000  # lines that may wait
+
+    def __init__(
+        self,
+        owner,  # the `Trackers` that it works for
+        key,  # of `TRACKERS`
+        note,  # what is known of the tracker's run
+        begin,  # `(note) -> Tracker`
+        earlier,  # lines of the log from before this process
+    ):
         super().__init__(name=f"track-{key}", daemon=True)
-        self.owner, self.key, self.note, self.begin, self.earlier = owner, key, dict(note), begin, earlier
-        self.lines, self.doing, self.since, self.told, self.left, self.error = queue.Queue(), "start", None, False, False, None
+        self.owner, self.key, self.note, self.begin, self.earlier = (
+            owner,
+            key,
+            dict(note),
+            begin,
+            earlier,
+        )
+        self.lines, self.doing, self.since, self.told, self.left, self.error = (
+            queue.Queue(),
+            "start",
+            None,
+            False,
+            False,
+            None,
+        )
         self.start()
 
     def call(self, doing, f, *args):
         self.doing, self.since = doing, time.monotonic()
-        try: return f(*args)
-        finally: self.since = None
+        try:
+            return f(*args)
+        finally:
+            self.since = None
 
     def run(self):
-        try: self.feed()
-        except BaseException as e:        # also a library's `sys.exit`: it is the tracker's trouble, not the run's
-            if not self.left: self.leave(f"failed at its {self.doing} ({_brief(e)})")
+        try:
+            self.feed()
+        # also a library's `sys.exit`: it is the tracker's trouble, not the run's
+        except BaseException as e:
+            if not self.left:
+                self.leave(f"failed at its {self.doing} ({_brief(e)})")
 
     def feed(self):
         waiting, tracker, given = list(self.earlier), None, None
         while not self.left:
-            if tracker is None and any(when > tuple(self.note["last"]) for when, _ in waiting):      # there is something to show
+            # there is something to show
+            if tracker is None and any(when > tuple(self.note["last"]) for when, _ in waiting):
                 self.note["first"] = waiting[0][1]
-                self.keep()               # its id must outlive a kill in the next line
+                # its id must outlive a kill in the next line
+                self.keep()
                 tracker, have = self.call("start", self.begin, self.note), tuple(self.note["last"])
             if tracker:
                 for when, numbers in waiting:
-                    if when <= have or self.left: continue
+                    if when <= have or self.left:
+                        continue
                     self.call("log", tracker.log, when[0], numbers)
                     given = list(when)
-                    if tracker.certain: self.note["last"] = given
+                    if tracker.certain:
+                        self.note["last"] = given
                 waiting.clear()
-                if given and tracker.certain and self.lines.empty(): self.keep()
-            if (line := self.lines.get()) is None: break
+                if given and tracker.certain and self.lines.empty():
+                    self.keep()
+            if (line := self.lines.get()) is None:
+                break
             waiting.append(line)
-        if tracker is None: return
+        if tracker is None:
+            return
         self.call("finish", tracker.finish, self.error)
         self.note["last"] = given or self.note["last"]
         self.keep()
 
-    def keep(self): self.owner.keep(self.key, self.note)
+    def keep(self):
+        self.owner.keep(self.key, self.note)
 
     def give(self, line):
-        if self.left: return
-        if self.lines.qsize() >= self.room: return self.leave(f"has taken none of the last {self.room:,} lines and hangs in its {self.doing}")
+        if self.left:
+            return
+        if self.lines.qsize() >= self.room:
+            return self.leave(
+                f"has taken none of the last {self.room:,} lines and hangs in its {self.doing}"
+            )
         self.lines.put(line)
-        since = self.since                # of the call that it is in, if any
+        since = self.since  # of the call that it is in, if any
         if since and not self.told and time.monotonic() - since > self.owner.patience:
             self.told = True
-            self.owner.say(self.key, f"has not come back from its {self.doing} for {time.monotonic() - since:.0f} s; the run goes on, the numbers wait")
+            self.owner.say(
+                self.key,
+                f"has not come back from its {self.doing} for {time.monotonic() - since:.0f} "
+                "s; the run goes on, the numbers wait",
+            )
 
     def leave(self, why):
         self.left = True
         self.owner.say(self.key, f"{why}; the run goes on without it")
 
 # %% ../nbs/37_track.ipynb #63b22b0d
-def new_note():             # dict
+def new_note():  # dict
     "What is known of a tracker's run that has not begun."
     return {"id": f"{time.strftime('%Y%m%d_%H%M%S')}_{uuid.uuid4().hex[:4]}", "last": [-1, 0]}
 
 # %% ../nbs/37_track.ipynb #27932056
 class Trackers:
-    "Gives every line of the log to each tracker that was asked for. Whatever a tracker does or fails to do, the run goes on."
-    patience = 60.                        # seconds after which a call is said to hang, and that `finish` waits at most
+    """Gives every line of the log to each tracker that was asked for. Whatever a tracker does or
+    fails to do, the run goes on."""
 
-    def __init__(self, names,             # keys of `TRACKERS`; may be none
-                 run,                     # the run's folder
-                 settings,                # JSON-able dict of the config
-                 fresh=False,             # does the run begin again?
-                 desc="train",            # the stage
-                ):
+    # seconds after which a call is said to hang, and that `finish` waits at most
+    patience = 60.0
+
+    def __init__(
+        self,
+        names,  # keys of `TRACKERS`; may be none
+        run,  # the run's folder
+        settings,  # JSON-able dict of the config
+        fresh=False,  # does the run begin again?
+        desc="train",  # the stage
+    ):
         "Raises `ValueError` for a name that is not in `TRACKERS`, and nothing else."
-        if unknown := [n for n in names if n not in TRACKERS]: raise ValueError(f"track={unknown[0]!r}: choose from {', '.join(TRACKERS)}")
-        self.run, self.feeds, self.lock, self.notes, earlier = Path(run), [], threading.Lock(), {}, []
-        self.file = self.run/"trainer"/"trackers.json"
+        if unknown := [n for n in names if n not in TRACKERS]:
+            raise ValueError(f"track={unknown[0]!r}: choose from {', '.join(TRACKERS)}")
+        self.run, self.feeds, self.lock, self.notes, earlier = (
+            Path(run),
+            [],
+            threading.Lock(),
+            {},
+            [],
+        )
+        self.file = self.run / "trainer" / "trackers.json"
         saved = [] if fresh else checkpoints(self.run)
         with suppress(OSError):
-            if saved: earlier = [tracked_line(**l) for l in read_metrics(self.run) if l["step"] <= int(saved[-1].name.removeprefix("step-"))]
-        with suppress(OSError, ValueError, TypeError, AttributeError):        # damaged: begin anew
+            if saved:
+                earlier = [
+                    tracked_line(**l)
+                    for l in read_metrics(self.run)
+                    if l["step"] <= int(saved[-1].name.removeprefix("step-"))
+                ]
+        # damaged: begin anew
+        with suppress(OSError, ValueError, TypeError, AttributeError):
             if saved and self.file.exists():
                 notes = {name: new_note() | note for name, note in read_json(self.file).items()}
-                self.notes = {name: note for name, note in notes.items() if not earlier or note.get("first") == earlier[0][1]}      # else it is of a run that was here before
+                # else it is of a run that was here before
+                self.notes = {
+                    name: note
+                    for name, note in notes.items()
+                    if not earlier or note.get("first") == earlier[0][1]
+                }
         for name in dict.fromkeys(names):
             kind = TRACKERS[name]
             missing = [m for m in kind.modules() if not _installed(m)]
-            if missing: self.say(name, f"not without {missing[0]}, which is not installed; the run goes on without it. To have it: pip install '{kind.package}'")
-            else: self.feeds.append(Feed(self, name, self.notes.get(name) or new_note(), partial(self.begin, name, kind, settings, desc), earlier))
+            if missing:
+                self.say(
+                    name,
+                    f"not without {missing[0]}, which is not installed; the run goes on without "
+                    f"it. To have it: pip install '{kind.package}'",
+                )
+            else:
+                self.feeds.append(
+                    Feed(
+                        self,
+                        name,
+                        self.notes.get(name) or new_note(),
+                        partial(self.begin, name, kind, settings, desc),
+                        earlier,
+                    )
+                )
 
     def begin(self, name, kind, settings, desc, note):
-        folder = self.run/kind.folder
+        folder = self.run / kind.folder
         folder.mkdir(parents=True, exist_ok=True)
         tracker = kind(folder, self.run.resolve().name, desc, settings, note)
-        if tracker.look: self.say(name, f"`{tracker.look.format(folder)}` shows it")
+        if tracker.look:
+            self.say(name, f"`{tracker.look.format(folder)}` shows it")
         return tracker
 
     def keep(self, name, note):
@@ -163,84 +257,136 @@ class Trackers:
             write_json(self.file, self.notes)
 
     def say(self, name, text):
-        with suppress(Exception): tqdm.write(f"tracker {name}: {text}")
+        with suppress(Exception):
+            tqdm.write(f"tracker {name}: {text}")
 
     def __call__(self, step, **numbers):  # a line as `MetricsLog` takes it
         line = tracked_line(step, **numbers)
-        for feed in self.feeds: feed.give(line)
+        for feed in self.feeds:
+            feed.give(line)
 
-    def finish(self, error=None):         # the exception that ended the run, if one did
-        "Let the trackers write what they hold: `patience` seconds at most, for all of them together."
+    def finish(self, error=None):  # the exception that ended the run, if one did
+        """Let the trackers write what they hold: `patience` seconds at most, for all of them
+        together."""
         feeds, self.feeds = self.feeds, []
-        for feed in feeds: feed.error = error; feed.lines.put(None)
+        for feed in feeds:
+            feed.error = error
+            feed.lines.put(None)
         until = time.monotonic() + self.patience
         for feed in feeds:
-            feed.join(max(0., until - time.monotonic()))
-            if feed.is_alive() and not feed.left: feed.leave(f"has not come back from its {feed.doing}")
+            feed.join(max(0.0, until - time.monotonic()))
+            if feed.is_alive() and not feed.left:
+                feed.leave(f"has not come back from its {feed.doing}")
+
 
 def _installed(module):
-    try: return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError): return False
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
-def _brief(error):          # its first line
+
+def _brief(error):  # its first line
     return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:200].removesuffix(": ")
 
 # %% ../nbs/37_track.ipynb #d1b81ea7
 class TensorBoard(Tracker):
-    "TensorBoard's event files. A part that was killed is hidden from the step on that is written again (`purge_step`)."
+    """TensorBoard's event files. A part that was killed is hidden from the step on that is written
+    again (`purge_step`)."""
+
     folder, package, look, certain = "tensorboard", "tensorboard", "tensorboard --logdir {}", True
 
     @classmethod
-    def modules(cls): return ("tensorboard",)
+    def modules(cls):
+        return ("tensorboard",)
 
     def __init__(self, folder, name, desc, settings, note):
         from torch.utils.tensorboard import SummaryWriter
-        again = note["last"][0]                     # this step is written once more: a line of it may be there that the note does not know of
+
+        # this step is written once more: a line of it may be there that the note does not know of
+        again = note["last"][0]
         note["last"] = [again - 1, 1]
-        self.writer = SummaryWriter(str(folder/note["id"]), purge_step=max(again, 0))
-        if again < 0: self.writer.add_text("settings", "\n".join(f"    {k}: {v}" for k, v in settings.items()))
+        self.writer = SummaryWriter(str(folder / note["id"]), purge_step=max(again, 0))
+        if again < 0:
+            self.writer.add_text(
+                "settings", "\n".join(f"    {k}: {v}" for k, v in settings.items())
+            )
 
     def log(self, step, numbers):
-        for k, v in numbers.items(): self.writer.add_scalar(k, v, step)
+        for k, v in numbers.items():
+            self.writer.add_scalar(k, v, step)
         self.writer.flush()
 
-    def finish(self, error): self.writer.close()
+    def finish(self, error):
+        self.writer.close()
 
 # %% ../nbs/37_track.ipynb #acf512c8
-def _in_mode(note, mode):   # a run that was elsewhere can't be gone on with
+def _in_mode(note, mode):  # a run that was elsewhere can't be gone on with
     if note.setdefault("mode", mode) != mode:
         note.pop("whole", None)
         note.update(new_note(), mode=mode)
     return mode
 
-def _parts(folder, note):   # what the processes of a run have left, by name
-    return sorted(f for f in os.listdir(folder) if f.endswith(note["id"]) and (folder/f).is_dir())
+
+def _parts(folder, note):  # what the processes of a run have left, by name
+    return sorted(f for f in os.listdir(folder) if f.endswith(note["id"]) and (folder / f).is_dir())
+
 
 def _drop_killed(folder, note):
     for part in _parts(folder, note):
-        if part not in note.get("whole", ()): shutil.rmtree(folder/part, ignore_errors=True)
+        if part not in note.get("whole", ()):
+            shutil.rmtree(folder / part, ignore_errors=True)
 
 # %% ../nbs/37_track.ipynb #258b0296
 class WeightsAndBiases(Tracker):
-    "Weights & Biases, offline unless `WANDB_MODE` says otherwise. A resumed run adds a part with the same id; a part that was killed is dropped, for what W&B had not written yet is lost."
-    folder, package, look = "wandb", "wandb", "wandb leet {0}` or, with an account, `wandb sync {0}/offline-run-*"
+    """Weights & Biases, offline unless `WANDB_MODE` says otherwise. A resumed run adds a part with
+    the same id; a part that was killed is dropped, for what W&B had not written yet is lost."""
+
+    folder, package, look = (
+        "wandb",
+        "wandb",
+        "wandb leet {0}` or, with an account, `wandb sync {0}/offline-run-*",
+    )
 
     @classmethod
-    def modules(cls): return ("wandb",)
+    def modules(cls):
+        return ("wandb",)
 
     def __init__(self, folder, name, desc, settings, note):
         import wandb
+
         mode = os.environ.get("WANDB_MODE", "offline")
-        mode = _in_mode(note, {"dryrun": "offline", "run": "online"}.get(mode, mode))       # their old names
-        if mode == "offline": _drop_killed(folder, note)
-        bounds = {k: 60 for k in ("init_timeout", "finish_timeout") if f"WANDB_{k.upper()}" not in os.environ}      # else it would hold up the end of the process as long as there is no network
-        self.run = wandb.init(project=None if "WANDB_PROJECT" in os.environ else "minimind", name=name, job_type=desc, id=note["id"], resume="allow", mode=mode, dir=str(folder.parent), config=settings,
-                              reinit="create_new", settings=wandb.Settings(console="off", silent=mode != "online", **bounds))
-        if mode != "offline": self.look = ""           # W&B itself says where
-        if mode == "online" and self.run.resumed: note["last"] = [self.run.step - 1, 1]          # the server knows best
+        # their old names
+        mode = _in_mode(note, {"dryrun": "offline", "run": "online"}.get(mode, mode))
+        if mode == "offline":
+            _drop_killed(folder, note)
+        # else it would hold up the end of the process as long as there is no network
+        bounds = {
+            k: 60
+            for k in ("init_timeout", "finish_timeout")
+            if f"WANDB_{k.upper()}" not in os.environ
+        }
+        self.run = wandb.init(
+            project=None if "WANDB_PROJECT" in os.environ else "minimind",
+            name=name,
+            job_type=desc,
+            id=note["id"],
+            resume="allow",
+            mode=mode,
+            dir=str(folder.parent),
+            config=settings,
+            reinit="create_new",
+            settings=wandb.Settings(console="off", silent=mode != "online", **bounds),
+        )
+        if mode != "offline":
+            self.look = ""  # W&B itself says where
+        # the server knows best
+        if mode == "online" and self.run.resumed:
+            note["last"] = [self.run.step - 1, 1]
         self.folder, self.note = folder, note
 
-    def log(self, step, numbers): self.run.log(numbers, step=step)
+    def log(self, step, numbers):
+        self.run.log(numbers, step=step)
 
     def finish(self, error):
         self.run.finish(exit_code=int(error is not None))
@@ -248,53 +394,86 @@ class WeightsAndBiases(Tracker):
 
 # %% ../nbs/37_track.ipynb #855c31eb
 class SwanLab(Tracker):
-    "SwanLab, on this machine only unless `SWANLAB_MODE` says otherwise. Its local board can't go on with an experiment: a resumed run takes the place of the one before, with the whole curve."
+    """SwanLab, on this machine only unless `SWANLAB_MODE` says otherwise. Its local board can't go
+    on with an experiment: a resumed run takes the place of the one before, with the whole curve."""
+
     folder, package, look = "swanlog", "swanlab[dashboard]", "swanlab watch {}"
 
     @staticmethod
-    def mode(): return os.environ.get("SWANLAB_MODE", "local").replace("cloud", "online")       # its old name
+    def mode():
+        # its old name
+        return os.environ.get("SWANLAB_MODE", "local").replace("cloud", "online")
 
     @classmethod
-    def modules(cls): return ("swanlab", "swanboard") if cls.mode() == "local" else ("swanlab",)    # what was logged without the board can't be opened with it
+    def modules(cls):
+        return (
+            ("swanlab", "swanboard") if cls.mode() == "local" else ("swanlab",)
+        )  # what was logged without the board can't be opened with it
 
     def __init__(self, folder, name, desc, settings, note):
         import swanlab
+
         mode = _in_mode(note, self.mode())
         variable = os.environ.get("SWANLAB_LOG_DIR")
         try:
             for part in _parts(folder, note):
-                with suppress(Exception):            # at worst the old curve stays on the board beside the new one
-                    if mode == "local": self.forget(folder, part)
-            if mode == "local": note["last"] = [-1, 0]
-            if mode == "offline": _drop_killed(folder, note)
-            self.run = swanlab.init(project=None if "SWANLAB_PROJECT" in os.environ else "minimind", name=name, job_type=desc, id=note["id"], resume="allow", mode=mode, log_dir=str(folder), config=settings,
-                                    settings=swanlab.Settings(terminal={"proxy_type": "none"}))
-        finally:                                     # the local board sets it for the whole process
+                # at worst the old curve stays on the board beside the new one
+                with suppress(Exception):
+                    if mode == "local":
+                        self.forget(folder, part)
+            if mode == "local":
+                note["last"] = [-1, 0]
+            if mode == "offline":
+                _drop_killed(folder, note)
+            self.run = swanlab.init(
+                project=None if "SWANLAB_PROJECT" in os.environ else "minimind",
+                name=name,
+                job_type=desc,
+                id=note["id"],
+                resume="allow",
+                mode=mode,
+                log_dir=str(folder),
+                config=settings,
+                settings=swanlab.Settings(terminal={"proxy_type": "none"}),
+            )
+        # the local board sets it for the whole process
+        finally:
             os.environ.pop("SWANLAB_LOG_DIR", None)
-            if variable is not None: os.environ["SWANLAB_LOG_DIR"] = variable
+            if variable is not None:
+                os.environ["SWANLAB_LOG_DIR"] = variable
         self.folder, self.note = folder, note
-        if mode != "local": self.look = ""             # SwanLab itself says where
+        if mode != "local":
+            self.look = ""  # SwanLab itself says where
 
-    def forget(self, folder, part):       # an experiment of the local board
+    def forget(self, folder, part):  # an experiment of the local board
         from swanboard.db import NotExistedError, connect
         from swanboard.db.models import Chart, Experiment
-        connect(autocreate=True, path=str(folder))
-        with suppress(NotExistedError): Experiment.get(run_id=part).delete_instance()
-        for chart in Chart.select().where(Chart.experiment_id.is_null()):         # of the project: else they stay, and stay empty
-            if not chart.sources.count(): chart.delete_instance()
-        shutil.rmtree(folder/part)
 
-    def log(self, step, numbers): self.run.log(numbers, step=step)
+        connect(autocreate=True, path=str(folder))
+        with suppress(NotExistedError):
+            Experiment.get(run_id=part).delete_instance()
+        # of the project: else they stay, and stay empty
+        for chart in Chart.select().where(Chart.experiment_id.is_null()):
+            if not chart.sources.count():
+                chart.delete_instance()
+        shutil.rmtree(folder / part)
+
+    def log(self, step, numbers):
+        self.run.log(numbers, step=step)
 
     def finish(self, error):
-        state = "success" if error is None else "crashed" if isinstance(error, Exception) else "aborted"
-        self.run.finish(state=state, error=None if error is None else f"{type(error).__name__}: {error}")
+        state = (
+            "success" if error is None else "crashed" if isinstance(error, Exception) else "aborted"
+        )
+        self.run.finish(
+            state=state, error=None if error is None else f"{type(error).__name__}: {error}"
+        )
         self.note["whole"] = _parts(self.folder, self.note)
 
 # %% ../nbs/37_track.ipynb #d0e0380d
 TRACKERS = dict(zip(TRACKER_NAMES, (SwanLab, WeightsAndBiases, TensorBoard), strict=True))
 
 # %% ../nbs/37_track.ipynb #8793cc3a
-def tokens_seen(lines):     # training lines, from `read_metrics`
+def tokens_seen(lines):  # training lines, from `read_metrics`
     "Tokens that training had seen at each line."
-    return list(accumulate(line["tokens_per_second"]*line["seconds"] for line in lines))
+    return list(accumulate(line["tokens_per_second"] * line["seconds"] for line in lines))

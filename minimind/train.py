@@ -41,548 +41,1035 @@ from .model import flops_per_token, num_parameters
 from .optim import SCHEDULES, build_optimizer, lr_factor
 
 # %% ../nbs/12_train.ipynb #0ea53673
-TRACKER_NAMES = "swanlab", "wandb", "tensorboard"      # made in chapter 37
+TRACKER_NAMES = "swanlab", "wandb", "tensorboard"  # made in chapter 37
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     "What every stage can be told. A stage's own config adds its data and its defaults."
-    out: str = "runs/model"          # folder of the run: the model, metrics.jsonl, trainer/ with the resume state
-    steps: int = 0                   # optimizer steps; 0: as many as `epochs` make
-    epochs: float = 1.0              # passes over the data, when `steps` is 0
-    seq_len: int = 256               # tokens a row
-    batch_size: int = 8              # rows an optimizer step, over all processes and micro-batches
-    micro_batch_size: int = 16       # rows a forward pass; less memory, same result (with experts: nearly, for balance is judged within one)
-    optimizer: str = "muon"          # muon or adamw
-    lr: float = 1e-2                 # peak learning rate of AdamW
-    muon_lr: float = 0.02            # peak learning rate of Muon
-    weight_decay: float = 0.0        # of matrices and tables, times the learning rate
-    schedule: str = "cosine"         # cosine, linear or constant, after the warm-up
-    warmup: int = 30                 # optimizer steps of rising learning rate
-    final_lr: float = 0.05           # share of the peak learning rate at the end
-    clip: float = 1.0                # largest gradient norm; 0: no clipping
-    seed: int = 42                   # of weights and data order
-    device: str = "auto"             # auto, cpu, cuda, cuda:N, mps
-    dtype: str = "auto"              # of the matrix products: auto, float32, bfloat16
-    log_every: int = 10              # optimizer steps between log lines
-    eval_every: int = 0              # optimizer steps between evaluations; 0: at the end only
-    save_every: int = 200            # optimizer steps between checkpoints; the end is always saved
-    keep: int = 2                    # checkpoints kept
-    async_checkpoint: bool = False   # write checkpoints from a copy in the machine's memory while the training goes on
-    on_nan: str = "stop"             # a loss that is not finite: stop, or skip the step
-    on_bad_line: str = "stop"        # a line that can't be used: stop, or skip and count
-    fresh: bool = False              # start again even if the folder holds a run
-    parallel: str = "ddp"            # what several processes share: ddp (the rows), or fsdp (weights and optimizer state too)
-    deepspeed: str = ""              # DeepSpeed's own settings (a json file): its engine takes the steps
-    gradient_checkpointing: bool = False     # compute activations twice instead of keeping them: less memory, a third more work
-    compile: bool = False            # torch.compile the layers; where that fails, they run as they are
-    track: tuple = ()                # trackers besides metrics.jsonl: swanlab, wandb, tensorboard
+
+    out: str = (
+        "runs/model"  # folder of the run: the model, metrics.jsonl, trainer/ with the resume state
+    )
+    steps: int = 0  # optimizer steps; 0: as many as `epochs` make
+    epochs: float = 1.0  # passes over the data, when `steps` is 0
+    seq_len: int = 256  # tokens a row
+    batch_size: int = 8  # rows an optimizer step, over all processes and micro-batches
+    micro_batch_size: int = 16  # rows a forward pass; less memory, same result (with experts: nearly, for balance is judged within one)
+    optimizer: str = "muon"  # muon or adamw
+    lr: float = 1e-2  # peak learning rate of AdamW
+    muon_lr: float = 0.02  # peak learning rate of Muon
+    weight_decay: float = 0.0  # of matrices and tables, times the learning rate
+    schedule: str = "cosine"  # cosine, linear or constant, after the warm-up
+    warmup: int = 30  # optimizer steps of rising learning rate
+    final_lr: float = 0.05  # share of the peak learning rate at the end
+    clip: float = 1.0  # largest gradient norm; 0: no clipping
+    seed: int = 42  # of weights and data order
+    device: str = "auto"  # auto, cpu, cuda, cuda:N, mps
+    dtype: str = "auto"  # of the matrix products: auto, float32, bfloat16
+    log_every: int = 10  # optimizer steps between log lines
+    eval_every: int = 0  # optimizer steps between evaluations; 0: at the end only
+    save_every: int = 200  # optimizer steps between checkpoints; the end is always saved
+    keep: int = 2  # checkpoints kept
+    async_checkpoint: bool = (
+        False  # write checkpoints from a copy in the machine's memory while the training goes on
+    )
+    on_nan: str = "stop"  # a loss that is not finite: stop, or skip the step
+    on_bad_line: str = "stop"  # a line that can't be used: stop, or skip and count
+    fresh: bool = False  # start again even if the folder holds a run
+    parallel: str = "ddp"  # what several processes share: ddp (the rows), or fsdp (weights and optimizer state too)
+    deepspeed: str = ""  # DeepSpeed's own settings (a json file): its engine takes the steps
+    gradient_checkpointing: bool = (
+        False  # compute activations twice instead of keeping them: less memory, a third more work
+    )
+    compile: bool = False  # torch.compile the layers; where that fails, they run as they are
+    track: tuple = ()  # trackers besides metrics.jsonl: swanlab, wandb, tensorboard
 
     def __post_init__(self):
-        def refuse(name, why): raise ValueError(f"{name}={getattr(self, name)!r}: {why}")
+        def refuse(name, why):
+            raise ValueError(f"{name}={getattr(self, name)!r}: {why}")
+
         for name in ("steps", "warmup", "eval_every", "clip", "weight_decay", "epochs", "seed"):
-            if not 0 <= getattr(self, name) < math.inf: refuse(name, "must be zero or positive")
-        for name in ("seq_len", "batch_size", "micro_batch_size", "log_every", "save_every", "keep"):
-            if getattr(self, name) < 1: refuse(name, "must be at least 1")
+            if not 0 <= getattr(self, name) < math.inf:
+                refuse(name, "must be zero or positive")
+        for name in (
+            "seq_len",
+            "batch_size",
+            "micro_batch_size",
+            "log_every",
+            "save_every",
+            "keep",
+        ):
+            if getattr(self, name) < 1:
+                refuse(name, "must be at least 1")
         for name in ("lr", "muon_lr"):
-            if not 0 < getattr(self, name) < 10: refuse(name, "must be positive, and below 10")
-        if not 0 <= self.final_lr <= 1: refuse("final_lr", "must be between 0 and 1: it is a share of the peak")
-        if unknown := set(self.track) - set(TRACKER_NAMES): refuse("track", f"there is no tracker {', '.join(sorted(unknown))}; choose of {', '.join(TRACKER_NAMES)}")
-        if self.async_checkpoint and self.parallel == "fsdp": refuse("async_checkpoint", "with --parallel fsdp all processes write a checkpoint together, and wait for each other; leave one of the two out (in a recipe: --set async_checkpoint=false)")
-        if self.deepspeed and self.parallel != "ddp": refuse("parallel", "DeepSpeed shares the work in its own way; leave one of the two out")
-        if not self.steps and not self.epochs: refuse("epochs", "must be positive when steps is 0: there is nothing to do")
-        for name, choices in {"schedule": SCHEDULES, "optimizer": ("muon", "adamw"), "on_nan": ("stop", "skip"), "on_bad_line": ("stop", "skip"), "parallel": ("ddp", "fsdp")}.items():
-            if getattr(self, name) not in choices: refuse(name, f"choose one of {', '.join(choices)}")
+            if not 0 < getattr(self, name) < 10:
+                refuse(name, "must be positive, and below 10")
+        if not 0 <= self.final_lr <= 1:
+            refuse("final_lr", "must be between 0 and 1: it is a share of the peak")
+        if unknown := set(self.track) - set(TRACKER_NAMES):
+            refuse(
+                "track",
+                f"there is no tracker {', '.join(sorted(unknown))}; choose of "
+                f"{', '.join(TRACKER_NAMES)}",
+            )
+        if self.async_checkpoint and self.parallel == "fsdp":
+            refuse(
+                "async_checkpoint",
+                "with --parallel fsdp all processes write a checkpoint together, and wait for "
+                "each other; leave one of the two out "
+                "(in a recipe: --set "
+                "async_checkpoint=false)",
+            )
+        if self.deepspeed and self.parallel != "ddp":
+            refuse("parallel", "DeepSpeed shares the work in its own way; leave one of the two out")
+        if not self.steps and not self.epochs:
+            refuse("epochs", "must be positive when steps is 0: there is nothing to do")
+        for name, choices in {
+            "schedule": SCHEDULES,
+            "optimizer": ("muon", "adamw"),
+            "on_nan": ("stop", "skip"),
+            "on_bad_line": ("stop", "skip"),
+            "parallel": ("ddp", "fsdp"),
+        }.items():
+            if getattr(self, name) not in choices:
+                refuse(name, f"choose one of {', '.join(choices)}")
 
 # %% ../nbs/12_train.ipynb #e001e017
-def processes():              # rank, how many
+def processes():  # rank, how many
     "Which of the processes that train together this one is. Alone: (0, 1)."
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    return (
+        (dist.get_rank(), dist.get_world_size())
+        if dist.is_available() and dist.is_initialized()
+        else (0, 1)
+    )
+
 
 @contextmanager
-def process_group(device):    # of this process
-    "A block in which this process trains together with the others that `torchrun` has started, and only rank 0 prints. The others enter when rank 0 has come to `others_may_enter`. The script ends with `leave`. Without `torchrun` it does nothing."
+def process_group(device):  # of this process
+    """A block in which this process trains together with the others that `torchrun` has started,
+    and only rank 0 prints. The others enter when rank 0 has come to `others_may_enter`. The script
+    ends with `leave`. Without `torchrun` it does nothing."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and processes()[1] == 1:
-        if device.type == "cuda": torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))      # as long as rank 0 may need for its data
-        atexit.register(dist.destroy_process_group)          # a process can join only once
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if processes()[0] else nullcontext():
-        if processes()[0]: gather(None)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        # as long as rank 0 may need for its data
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2)
+        )
+        # a process can join only once
+        atexit.register(dist.destroy_process_group)
+    with (
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(nowhere) if processes()[0] else nullcontext(),
+    ):
+        if processes()[0]:
+            gather(None)
         yield
 
-def others_may_enter():
-    "Rank 0 has made what is made of the data: the others, who wait in `process_group`, find it on the disk."
-    if processes()[0] == 0: gather(None)
 
-def leave(code):              # exit code
-    "End a script. If this process trained with others it does so at once: while Python takes itself apart, a thread of gloo may abort, and a finished run would count as failed (pytorch issue 190489)."
-    sys.stdout.flush(); sys.stderr.flush()
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1: os._exit(code)
+def others_may_enter():
+    """Rank 0 has made what is made of the data: the others, who wait in `process_group`, find it on
+    the disk."""
+    if processes()[0] == 0:
+        gather(None)
+
+
+def leave(code):  # exit code
+    """End a script. If this process trained with others it does so at once: while Python takes
+    itself apart, a thread of gloo may abort, and a finished run would count as failed (pytorch
+    issue 190489)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        os._exit(code)
     sys.exit(code)
 
-def gather(value):            # a number, a list, anything small
-    "The value of every process, in the order of their ranks; all wait for the last. Raises `PeerLost`."
-    out = [value]*processes()[1]
+
+def gather(value):  # a number, a list, anything small
+    """The value of every process, in the order of their ranks; all wait for the last. Raises
+    `PeerLost`."""
+    out = [value] * processes()[1]
     with peers():
-        if len(out) > 1: dist.all_gather_object(out, value)
+        if len(out) > 1:
+            dist.all_gather_object(out, value)
     return out
+
 
 class PeerLost(RuntimeError):
     "Another process of this run has ended, or does not answer."
 
+
 @contextmanager
 def peers():
-    "A block that exchanges something with the other processes, by whatever library: if one of them is gone, that is what is said. Raises `PeerLost`."
-    try: yield
+    """A block that exchanges something with the other processes, by whatever library: if one of
+    them is gone, that is what is said. Raises `PeerLost`."""
+    try:
+        yield
     except RuntimeError as e:
         found = re.search("(gloo|closed by peer|reset by peer).*", str(e), re.I)
-        if processes()[1] == 1 or not (isinstance(e, dist.DistError) or type(e) is RuntimeError and found): raise
-        why = "waited in vain for another process of this run" if "timed out" in str(e).lower() else "another process of this run has ended; its own message says why"
+        if processes()[1] == 1 or not (
+            isinstance(e, dist.DistError) or type(e) is RuntimeError and found
+        ):
+            raise
+        why = (
+            "waited in vain for another process of this run"
+            if "timed out" in str(e).lower()
+            else "another process of this run has ended; its own message says why"
+        )
         raise PeerLost(f"{why} ({(found[0] if found else str(e))[:100]})") from None
 
-def from_each(make):          # `() -> value` that can be pickled
-    "What each process makes, in the order of their ranks. If that fails in one, it fails in all in the same way."
-    try: mine = make()
-    except Exception as error: mine = error if processes()[1] == 1 else _sendable(error)
+
+def from_each(make):  # `() -> value` that can be pickled
+    """What each process makes, in the order of their ranks. If that fails in one, it fails in all
+    in the same way."""
+    try:
+        mine = make()
+    except Exception as error:
+        mine = error if processes()[1] == 1 else _sendable(error)
     values = gather(mine)
     for value in values:
-        if isinstance(value, Exception): raise value
+        if isinstance(value, Exception):
+            raise value
     return values
 
-def _sendable(error):         # not every exception can be pickled; its words can
-    try: pickle.loads(pickle.dumps(error)); return error
-    except Exception: return RuntimeError(f"{type(error).__name__}: {error}")
 
-def from_first(make):         # `() -> value` that can be pickled
-    "What rank 0 makes, for all: it is made once, and is the same everywhere. If that fails, it fails in all processes in the same way."
+def _sendable(error):  # not every exception can be pickled; its words can
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def from_first(make):  # `() -> value` that can be pickled
+    """What rank 0 makes, for all: it is made once, and is the same everywhere. If that fails, it
+    fails in all processes in the same way."""
     return from_each(lambda: make() if processes()[0] == 0 else None)[0]
 
-def add_gradients(parameters, bucket=1 << 23):     # parameters; numbers that are sent at once
-    "Sum the gradients of all processes, in place: `.grad` is the same everywhere afterwards. Where no process has one, there is none."
+
+def add_gradients(parameters, bucket=1 << 23):  # parameters; numbers that are sent at once
+    """Sum the gradients of all processes, in place: `.grad` is the same everywhere afterwards.
+    Where no process has one, there is none."""
     parameters = [p for p in parameters if p.requires_grad]
     absent = set.intersection(*gather({i for i, p in enumerate(parameters) if p.grad is None}))
     waiting = []
+
     def send():
         flat = torch.cat([g.flatten() for g in waiting])
         dist.all_reduce(flat)
-        for g, summed in zip(waiting, flat.split([g.numel() for g in waiting])): g.copy_(summed.view_as(g))
+        for g, summed in zip(waiting, flat.split([g.numel() for g in waiting])):
+            g.copy_(summed.view_as(g))
         waiting.clear()
+
     for i, p in enumerate(parameters):
-        if i in absent: continue
-        if p.grad is None: p.grad = torch.zeros_like(p)
-        if waiting and (waiting[0].dtype != p.grad.dtype or sum(g.numel() for g in waiting) + p.grad.numel() > bucket): send()
+        if i in absent:
+            continue
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        if waiting and (
+            waiting[0].dtype != p.grad.dtype
+            or sum(g.numel() for g in waiting) + p.grad.numel() > bucket
+        ):
+            send()
         waiting.append(p.grad)
-    if waiting: send()
+    if waiting:
+        send()
 
 # %% ../nbs/12_train.ipynb #f20ad458
-def split_rows(batch, size):       # dict of tensors with equally many rows; most rows a piece
+def split_rows(batch, size):  # dict of tensors with equally many rows; most rows a piece
     "The micro-batches of a batch: dicts of the same keys with at most `size` rows each."
     rows = len(next(iter(batch.values())))
-    for i in range(0, rows, size): yield {k: v[i:i + size] for k, v in batch.items()}
+    for i in range(0, rows, size):
+        yield {k: v[i : i + size] for k, v in batch.items()}
 
 # %% ../nbs/12_train.ipynb #4f59b2b6
-def dealt_rows(cfg, rows, size):   # `TrainConfig`, rows of a step, processes
-    "How many rows of a step each process has, and how many micro-batches that makes: a list of pairs. Rank 0 has the most."
+def dealt_rows(cfg, rows, size):  # `TrainConfig`, rows of a step, processes
+    """How many rows of a step each process has, and how many micro-batches that makes: a list of
+    pairs. Rank 0 has the most."""
     own = [len(range(rank, rows, size)) for rank in range(size)]
-    return [(n, math.ceil(n/cfg.micro_batch_size)) for n in own]
+    return [(n, math.ceil(n / cfg.micro_batch_size)) for n in own]
+
 
 class Replicas:
-    "How processes share the work of a step, the plain way: each holds the whole model, and at the end the gradients are summed. Other ways (chapter 36) have the same methods."
-    together = False                       # must all make equally many forward passes?
-    sharded = False                        # does each save its own part of the optimizer's state?
-    def __init__(self, model, optimizers=None): self.model, self.optimizers = model, optimizers
-    def forward(self, loss_fn, batch): return loss_fn(self.model, batch)
-    def backward(self, loss, last): loss.backward()          # `last`: of this step
-    def mean(self, denominator, known):    # the step's weight; has each loss been divided by it?
+    """How processes share the work of a step, the plain way: each holds the whole model, and at the
+    end the gradients are summed. Other ways (chapter 36) have the same methods."""
+
+    # must all make equally many forward passes?
+    together = False
+    # does each save its own part of the optimizer's state?
+    sharded = False
+
+    def __init__(self, model, optimizers=None):
+        self.model, self.optimizers = model, optimizers
+
+    def forward(self, loss_fn, batch):
+        return loss_fn(self.model, batch)
+
+    def backward(self, loss, last):
+        loss.backward()  # `last`: of this step
+
+    def mean(self, denominator, known):  # the step's weight; has each loss been divided by it?
         "Make means of the sums of gradients, over all processes."
-        if processes()[1] > 1: add_gradients(self.model.parameters())
-        if not known: torch._foreach_div_([p.grad for p in self.model.parameters() if p.grad is not None], denominator)
-    def update(self, clip, move):          # largest norm, 0 for any; False: only forget the gradients
+        if processes()[1] > 1:
+            add_gradients(self.model.parameters())
+        if not known:
+            torch._foreach_div_(
+                [p.grad for p in self.model.parameters() if p.grad is not None], denominator
+            )
+
+    def update(self, clip, move):  # largest norm, 0 for any; False: only forget the gradients
         "Clip, and move the weights if the gradient is finite; returns its norm."
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip or math.inf))
-        if move and math.isfinite(norm): self.optimizers.step()
+        if move and math.isfinite(norm):
+            self.optimizers.step()
         self.optimizers.zero_grad()
         return norm
+
     @contextmanager
-    def whole(self, write=False): yield    # a block in which every process has all weights; with `write`, in which it changes them
+    def whole(self, write=False):
+        # a block in which every process has all weights; with `write`, in which it changes them
+        yield
 
 # %% ../nbs/12_train.ipynb #5577ce67
-def compute_gradients(model,     # whose gradients are empty
-                      batch,     # dict of tensors, rows first: the whole batch, in every process
-                      loss_fn,   # `(model, batch) -> (loss sum, weight, metrics)`
-                      cfg,       # `TrainConfig`
-                      device,    # where the model is
-                      dtype,     # of the matrix products
-                      ways=None, # how processes share the work; default: `Replicas`
-                     ):          # mean loss, total weight, metrics per weight
-    "Leave in `.grad` the gradient of the mean over the whole step, whatever the micro-batches (what a loss says about a micro-batch as a whole, as the routers' does, is averaged). A step of weight 0 has no mean: NaN."
+def compute_gradients(
+    model,  # whose gradients are empty
+    batch,  # dict of tensors, rows first: the whole batch, in every process
+    loss_fn,  # `(model, batch) -> (loss sum, weight, metrics)`
+    cfg,  # `TrainConfig`
+    device,  # where the model is
+    dtype,  # of the matrix products
+    ways=None,  # how processes share the work; default: `Replicas`
+):  # mean loss, total weight, metrics per weight
+    """Leave in `.grad` the gradient of the mean over the whole step, whatever the micro-batches
+    (what a loss says about a micro-batch as a whole, as the routers' does, is averaged). A step of
+    weight 0 has no mean: NaN."""
     ways = ways or Replicas(model)
     rank, size = processes()
-    loss_sum, weight, metrics = torch.zeros(()), 0., Counter()
+    loss_sum, weight, metrics = torch.zeros(()), 0.0, Counter()
     micros = list(split_rows({k: v[rank::size] for k, v in batch.items()}, cfg.micro_batch_size))
-    turns = dealt_rows(cfg, len(next(iter(batch.values()))), size)[0][1] if ways.together else len(micros)
-    known = size == 1 and turns == 1 and not ways.together     # then the mean's denominator is known at once, which saves a pass over the gradients
+    turns = (
+        dealt_rows(cfg, len(next(iter(batch.values()))), size)[0][1]
+        if ways.together
+        else len(micros)
+    )
+    # then the mean's denominator is known at once, which saves a pass over the gradients
+    known = size == 1 and turns == 1 and not ways.together
     for turn in range(turns):
-        idle = turn >= len(micros)               # the others have a row more: this process computes one with them, and for nothing
-        micro = {k: v.to(device, non_blocking=True) for k, v in ({k: v[:1] for k, v in batch.items()} if idle else micros[turn]).items()}
-        with precision(device, dtype): loss, w, extra = ways.forward(loss_fn, micro)
-        if idle: loss, w, extra = 0*loss, 0, {}
-        ways.backward(loss/(w if w > 0 else math.nan) if known else loss, turn == turns - 1)
+        # the others have a row more: this process computes one with them, and for nothing
+        idle = turn >= len(micros)
+        micro = {
+            k: v.to(device, non_blocking=True)
+            for k, v in ({k: v[:1] for k, v in batch.items()} if idle else micros[turn]).items()
+        }
+        with precision(device, dtype):
+            loss, w, extra = ways.forward(loss_fn, micro)
+        if idle:
+            loss, w, extra = 0 * loss, 0, {}
+        ways.backward(loss / (w if w > 0 else math.nan) if known else loss, turn == turns - 1)
         loss_sum, weight = loss_sum + loss.detach(), weight + w
         metrics.update(extra)
-    loss_sum, weight, metrics = float(loss_sum), float(weight), {k: float(v) for k, v in metrics.items()}
+    loss_sum, weight, metrics = (
+        float(loss_sum),
+        float(weight),
+        {k: float(v) for k, v in metrics.items()},
+    )
     if size > 1:
         shares = gather((loss_sum, weight, metrics))
-        loss_sum, weight, metrics = sum(l for l, _, _ in shares), sum(w for _, w, _ in shares), Counter()
-        for _, _, share in shares: metrics.update(share)
+        loss_sum, weight, metrics = (
+            sum(l for l, _, _ in shares),
+            sum(w for _, w, _ in shares),
+            Counter(),
+        )
+        for _, _, share in shares:
+            metrics.update(share)
     denominator = weight if weight > 0 else math.nan
     ways.mean(denominator, known)
-    return loss_sum/denominator, weight, {k: v/denominator for k, v in metrics.items()}
+    return loss_sum / denominator, weight, {k: v / denominator for k, v in metrics.items()}
 
 # %% ../nbs/12_train.ipynb #2c9acfef
 class StepResult(NamedTuple):
-    loss: float       # mean over the step's weight
-    weight: float     # labelled positions, usually
-    norm: float       # of the gradient, before clipping
-    metrics: dict     # means of what else the loss function measured
+    loss: float  # mean over the step's weight
+    weight: float  # labelled positions, usually
+    norm: float  # of the gradient, before clipping
+    metrics: dict  # means of what else the loss function measured
 
     @property
-    def finite(self): return math.isfinite(self.loss) and math.isfinite(self.norm)
+    def finite(self):
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
 
-def train_step(model, batch, loss_fn, optimizers, cfg, dtype=torch.float32, ways=None):     # as in `fit`
-    "One optimizer step: gradients, clipping, update. If the loss or the gradient is not finite, the weights stay as they are."
+
+def train_step(
+    model, batch, loss_fn, optimizers, cfg, dtype=torch.float32, ways=None
+):  # as in `fit`
+    """One optimizer step: gradients, clipping, update. If the loss or the gradient is not finite,
+    the weights stay as they are."""
     ways = ways or Replicas(model, optimizers)
-    loss, weight, metrics = compute_gradients(model, batch, loss_fn, cfg, next(model.parameters()).device, dtype, ways)
+    loss, weight, metrics = compute_gradients(
+        model, batch, loss_fn, cfg, next(model.parameters()).device, dtype, ways
+    )
     return StepResult(loss, weight, ways.update(cfg.clip, math.isfinite(loss)), metrics)
 
 # %% ../nbs/12_train.ipynb #45cc9a3a
 class NonFinite(RuntimeError):
     "The loss or the gradient of a step is not a finite number."
 
-def bad_sources(model, batch, loss_fn,
-                sources,      # `file:line` of the documents, row after row, segment after segment
-                dtype=torch.float32,     # of the matrix products
-               ):             # the sources to look at first
+
+def bad_sources(
+    model,
+    batch,
+    loss_fn,
+    sources,  # `file:line` of the documents, row after row, segment after segment
+    dtype=torch.float32,  # of the matrix products
+):  # the sources to look at first
     "The sources of the rows whose own loss is not finite; all of them if no row stands out."
     device = next(model.parameters()).device
-    with torch.no_grad(), precision(device, dtype): losses = [float(loss_fn(model, {k: v.to(device) for k, v in row.items()})[0]) for row in split_rows(batch, 1)]
+    with torch.no_grad(), precision(device, dtype):
+        losses = [
+            float(loss_fn(model, {k: v.to(device) for k, v in row.items()})[0])
+            for row in split_rows(batch, 1)
+        ]
     documents = batch["segment_ids"].flatten(1).amax(1).tolist() if "segment_ids" in batch else []
     bad = [math.isfinite(loss) for loss, n in zip(losses, documents) for _ in range(n)]
-    if len(bad) != len(sources) or all(bad): return sources
+    if len(bad) != len(sources) or all(bad):
+        return sources
     return [source for source, fine in zip(sources, bad) if not fine]
 
-def explain_nonfinite(step, result, model, sources):     # number of the step, `StepResult`, `MiniMind`, list of `file:line`
+
+def explain_nonfinite(
+    step, result, model, sources
+):  # number of the step, `StepResult`, `MiniMind`, list of `file:line`
     "What happened, why it probably did, and where to look."
     broken = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
-    if not result.weight: why = "no position of the batch has a label, so there is nothing to learn: look at the loss mask and at seq_len"
-    elif broken: why = f"the weights were broken before this step ({broken[0]}): go on from an earlier checkpoint with a lower learning rate"
-    elif step <= 5: why = "the data, or the weights the run began with"
-    elif math.isfinite(result.loss): why = "the gradient overflows: try a tenth of the learning rate, or --dtype float32"
-    else: why = "a learning rate that is too high: try a tenth of it"
+    if not result.weight:
+        why = "no position of the batch has a label, so there is nothing to learn: look at the loss mask and at seq_len"
+    elif broken:
+        why = f"the weights were broken before this step ({broken[0]}): go on from an earlier checkpoint with a lower learning rate"
+    elif step <= 5:
+        why = "the data, or the weights the run began with"
+    elif math.isfinite(result.loss):
+        why = "the gradient overflows: try a tenth of the learning rate, or --dtype float32"
+    else:
+        why = "a learning rate that is too high: try a tenth of it"
     more = f" and {len(sources) - 3:,} more" if len(sources) > 3 else ""
-    return f"step {step}: loss {result.loss:.4g}, gradient norm {result.norm:.4g}. Likely cause: {why}." + (f" Documents: {', '.join(sources[:3])}{more}." if sources else "")
+    return (
+        f"step {step}: loss {result.loss:.4g}, gradient norm {result.norm:.4g}. Likely cause: "
+        f"{why}." + (f" Documents: {', '.join(sources[:3])}{more}." if sources else "")
+    )
 
 # %% ../nbs/12_train.ipynb #5d0d38b2
 class MetricsLog:
-    "`metrics.jsonl`: a line of numbers for a step. Lines after the step that training goes on from are dropped, so a curve has no double points."
-    def __init__(self, path, step=0):     # the file; optimizer steps done so far
+    """`metrics.jsonl`: a line of numbers for a step. Lines after the step that training goes on
+    from are dropped, so a curve has no double points."""
+
+    def __init__(self, path, step=0):  # the file; optimizer steps done so far
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = [l for l in _read_lines(self.path) if l["step"] <= step] if step else []
         text = "".join(map(_to_line, lines))
-        if not self.path.exists() or text != self.path.read_text(encoding="utf-8"): write_text(self.path, text)
-        self.evaluated = any(l["step"] == step and "lr" not in l for l in lines)     # has this step's evaluation been logged?
+        if not self.path.exists() or text != self.path.read_text(encoding="utf-8"):
+            write_text(self.path, text)
+        # has this step's evaluation been logged?
+        self.evaluated = any(l["step"] == step and "lr" not in l for l in lines)
 
     def __call__(self, **numbers):
         try:
-            with open(self.path, "a", encoding="utf-8") as f: f.write(_to_line(numbers))
-        except OSError as e: raise OSError(e.errno, f"could not write {self.path}: {e.strerror}") from None
+            with open(self.path, "a", encoding="utf-8") as f:
+                f.write(_to_line(numbers))
+        except OSError as e:
+            raise OSError(e.errno, f"could not write {self.path}: {e.strerror}") from None
 
-    def last(self):                       # dict
+    def last(self):  # dict
         "All numbers of the last step in the log."
         lines = _read_lines(self.path)
         return {k: v for l in lines if l["step"] == lines[-1]["step"] for k, v in l.items()}
 
-def _to_line(numbers):      # JSON has no NaN
-    return json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}) + "\n"
+
+def _to_line(numbers):  # JSON has no NaN
+    return (
+        json.dumps(
+            {
+                k: None if isinstance(v, float) and not math.isfinite(v) else v
+                for k, v in numbers.items()
+            }
+        )
+        + "\n"
+    )
+
 
 def _read_lines(path):
     out = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try: out.append(json.loads(line))
-        except ValueError: pass                           # the last line of a process that was killed
+        try:
+            out.append(json.loads(line))
+        # the last line of a process that was killed
+        except ValueError:
+            pass
     return [l for l in out if isinstance(l, dict) and "step" in l]
 
-def read_metrics(run_dir):                # a run's folder
+
+def read_metrics(run_dir):  # a run's folder
     "The lines of a run's `metrics.jsonl`, as dicts. Raises `FileNotFoundError`."
-    path = Path(run_dir)/"metrics.jsonl"
-    if not path.exists(): raise FileNotFoundError(f"{path}: no such file; is {run_dir} the folder of a run?")
+    path = Path(run_dir) / "metrics.jsonl"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file; is {run_dir} the folder of a run?")
     return _read_lines(path)
 
 # %% ../nbs/12_train.ipynb #8c313564
-def random_state():                       # `(tensors, JSON-able list)`
+def random_state():  # `(tensors, JSON-able list)`
     "The state of the random generators of torch, on every device, and of Python."
     states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available(): states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
-    if torch.backends.mps.is_available(): states["mps"] = torch.mps.get_rng_state()
+    if torch.cuda.is_available():
+        states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    if torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
     return states, random.getstate()
 
-def set_random_state(states, python):     # what `random_state` returned
+
+def set_random_state(states, python):  # what `random_state` returned
     "Put the generators back. Generators of devices that are not here are left out."
     torch.set_rng_state(states["cpu"])
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
-            if f"cuda{i}" in states: torch.cuda.set_rng_state(states[f"cuda{i}"], i)
-    if torch.backends.mps.is_available() and "mps" in states: torch.mps.set_rng_state(states["mps"])
+            if f"cuda{i}" in states:
+                torch.cuda.set_rng_state(states[f"cuda{i}"], i)
+    if torch.backends.mps.is_available() and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
     version, internal, gauss = python
     random.setstate((version, tuple(internal), gauss))
 
+
 @contextmanager
 def same_random_numbers():
-    "What is drawn inside does not move the generators outside: an evaluation must not change the training."
+    """What is drawn inside does not move the generators outside: an evaluation must not change the
+    training."""
     state = random_state()
-    try: yield
-    finally: set_random_state(*state)
+    try:
+        yield
+    finally:
+        set_random_state(*state)
 
 # %% ../nbs/12_train.ipynb #0bfd1483
 @contextmanager
-def stop_signals():      # yields a list, empty until a signal comes
-    "Collect Ctrl-C and the system's request to end, instead of ending at once; a second Ctrl-C ends at once. Does nothing outside the main thread."
+def stop_signals():  # yields a list, empty until a signal comes
+    """Collect Ctrl-C and the system's request to end, instead of ending at once; a second Ctrl-C
+    ends at once. Does nothing outside the main thread."""
     seen, old = [], {}
+
     def note(number, frame):
         seen.append(signal.Signals(number))
-        if number == signal.SIGINT: signal.signal(number, old[number])       # `torchrun` may pass SIGTERM on, and so send it twice
+        # `torchrun` may pass SIGTERM on, and so send it twice
+        if number == signal.SIGINT:
+            signal.signal(number, old[number])
+
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) not in (signal.SIG_IGN, None): old[number] = signal.signal(number, note)
-    try: yield seen
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                old[number] = signal.signal(number, note)
+    try:
+        yield seen
     except BaseException:
-        if processes()[1] > 1: old.pop(signal.SIGTERM, None)         # it ends anyway, and may say why, although `torchrun` asks for the end as soon as one process has ended
+        # it ends anyway, and may say why, although `torchrun` asks for the end as soon as one
+        # process has ended
+        if processes()[1] > 1:
+            old.pop(signal.SIGTERM, None)
         raise
     finally:
-        for number, handler in old.items(): signal.signal(number, handler)
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 # %% ../nbs/12_train.ipynb #ec8f0f70
-def total_steps(cfg, batches):            # `TrainConfig`; anything with `steps_per_epoch`
+def total_steps(cfg, batches):  # `TrainConfig`; anything with `steps_per_epoch`
     "Optimizer steps of a run: given, or from the epochs."
-    return cfg.steps or max(1, round(cfg.epochs*batches.steps_per_epoch))
+    return cfg.steps or max(1, round(cfg.epochs * batches.steps_per_epoch))
 
-def memory_bytes(config,        # `ModelConfig`
-                 cfg,           # `TrainConfig`
-                 dtype,         # of the matrix products
-                 trained=None,  # parameters that are trained, if not all
-                 sequences=1,   # rows of tokens that a row of a batch holds: 2 for a pair
-                 size=1,        # processes
-                ):              # dict: weights, gradients, optimizer, working
-    "Estimated memory of training's tensors in one process: float32 weights, gradients and optimizer state, and the larger of what backward keeps and what the step needs. A process holds some 0.3 GB besides."
+
+def memory_bytes(
+    config,  # `ModelConfig`
+    cfg,  # `TrainConfig`
+    dtype,  # of the matrix products
+    trained=None,  # parameters that are trained, if not all
+    sequences=1,  # rows of tokens that a row of a batch holds: 2 for a pair
+    size=1,  # processes
+):  # dict: weights, gradients, optimizer, working
+    """Estimated memory of training's tensors in one process: float32 weights, gradients and
+    optimizer state, and the larger of what backward keeps and what the step needs. A process holds
+    some 0.3 GB besides."""
     c, P = config, num_parameters(config)
-    share = 1. if trained is None else trained/P
-    table = c.vocab_size*c.hidden_size
-    tables = table*(1 if c.tie_word_embeddings else 2)
-    tokens = sequences*min(cfg.micro_batch_size, -(-cfg.batch_size//size))*cfg.seq_len
-    inner = c.num_experts_per_tok*c.moe_intermediate_size + c.shared_expert_intermediate_size if c.num_experts else c.intermediate_size
-    kept = 4*c.hidden_size + (4*c.num_attention_heads + 6*c.num_key_value_heads)*c.head_dim + 4*inner     # numbers a token and a layer
-    layers = kept + c.num_hidden_layers*c.hidden_size if cfg.gradient_checkpointing else c.num_hidden_layers*kept          # what enters each layer, and all of one
-    backward = tokens*layers*dtype.itemsize + 8*min(tokens, 1024)*c.vocab_size + 4*table                # a chunk of logits, twice; the head's gradient
+    share = 1.0 if trained is None else trained / P
+    table = c.vocab_size * c.hidden_size
+    tables = table * (1 if c.tie_word_embeddings else 2)
+    tokens = sequences * min(cfg.micro_batch_size, -(-cfg.batch_size // size)) * cfg.seq_len
+    inner = (
+        c.num_experts_per_tok * c.moe_intermediate_size + c.shared_expert_intermediate_size
+        if c.num_experts
+        else c.intermediate_size
+    )
+    # numbers a token and a layer
+    kept = (
+        4 * c.hidden_size
+        + (4 * c.num_attention_heads + 6 * c.num_key_value_heads) * c.head_dim
+        + 4 * inner
+    )
+    # what enters each layer, and all of one
+    layers = (
+        kept + c.num_hidden_layers * c.hidden_size
+        if cfg.gradient_checkpointing
+        else c.num_hidden_layers * kept
+    )
+    # a chunk of logits, twice; the head's gradient
+    backward = tokens * layers * dtype.itemsize + 8 * min(tokens, 1024) * c.vocab_size + 4 * table
     muon = cfg.optimizer == "muon"
-    state = P + tables if muon else 3*P if cfg.deepspeed else 2*P           # Muon keeps one number a weight, AdamW two; DeepSpeed a copy of the weight besides
-    stack = c.num_hidden_layers*c.hidden_size*(3*c.intermediate_size if not c.num_experts else 2*c.num_experts*c.moe_intermediate_size)     # Muon takes all matrices of a shape at once, six times over
+    # Muon keeps one number a weight, AdamW two; DeepSpeed a copy of the weight besides
+    state = P + tables if muon else 3 * P if cfg.deepspeed else 2 * P
+    # Muon takes all matrices of a shape at once, six times over
+    stack = (
+        c.num_hidden_layers
+        * c.hidden_size
+        * (
+            3 * c.intermediate_size
+            if not c.num_experts
+            else 2 * c.num_experts * c.moe_intermediate_size
+        )
+    )
     shared = sharded_state(cfg)
     cut = {kind: size if kind in shared else 1 for kind in ("weights", "gradients", "optimizer")}
-    return dict(weights=4*P//cut["weights"], gradients=round(4*P*share)//cut["gradients"], optimizer=round(4*state*share)//cut["optimizer"], working=max(backward, round(6*4*stack*share) if muon else 0))
+    return dict(
+        weights=4 * P // cut["weights"],
+        gradients=round(4 * P * share) // cut["gradients"],
+        optimizer=round(4 * state * share) // cut["optimizer"],
+        working=max(backward, round(6 * 4 * stack * share) if muon else 0),
+    )
 
-def zero_stage(settings):     # DeepSpeed's → 1, 2 or 3
-    "The stage of ZeRO that DeepSpeed's settings ask for; 2 if they don't say. Raises `ValueError` for another one."
+
+def zero_stage(settings):  # DeepSpeed's → 1, 2 or 3
+    """The stage of ZeRO that DeepSpeed's settings ask for; 2 if they don't say. Raises `ValueError`
+    for another one."""
     stage = settings.get("zero_optimization", {}).get("stage", 2)
-    if stage not in (1, 2, 3): raise ValueError(f"zero_optimization.stage is {stage!r}: choose 1, 2 or 3 (without any, leave --deepspeed out: that is plain data parallel training)")
+    if stage not in (1, 2, 3):
+        raise ValueError(
+            f"zero_optimization.stage is {stage!r}: choose 1, 2 or 3 (without any, leave "
+            "--deepspeed out: that is plain data parallel "
+            "training)"
+        )
     return stage
 
-def sharded_state(cfg):       # `TrainConfig` → set of str
-    "Of what each process holds its share only (the stages of ZeRO, Rajbhandari et al. 2020): chapter 36."
-    stage = zero_stage(read_json(cfg.deepspeed)) if cfg.deepspeed else 3 if cfg.parallel == "fsdp" else 0
+
+def sharded_state(cfg):  # `TrainConfig` → set of str
+    """Of what each process holds its share only (the stages of ZeRO, Rajbhandari et al. 2020):
+    chapter 36."""
+    stage = (
+        zero_stage(read_json(cfg.deepspeed))
+        if cfg.deepspeed
+        else 3
+        if cfg.parallel == "fsdp"
+        else 0
+    )
     return set(("optimizer", "gradients", "weights")[:stage])
 
 # %% ../nbs/12_train.ipynb #3d796df2
-def plan(model, batches, cfg, device, dtype, loss_fn,
-         beside=(),        # models that are only asked, one forward pass for each batch
-         timed=False,      # also run a micro-batch and an optimizer step, twice, to predict the time; the weights stay as they are
-        ):                 # dict of numbers
-    "What a run will cost: parameters, steps, tokens, floating-point operations, bytes of memory and, if `timed`, seconds."
-    steps, trained = total_steps(cfg, batches), sum(p.numel() for p in model.parameters() if p.requires_grad)
-    def held(m): return sum(t.nbytes for t in {*m.parameters(), *m.buffers()})             # 8-bit weights take one byte each
+def plan(
+    model,
+    batches,
+    cfg,
+    device,
+    dtype,
+    loss_fn,
+    beside=(),  # models that are only asked, one forward pass for each batch
+    timed=False,  # also run a micro-batch and an optimizer step, twice, to predict the time; the weights stay as they are
+):  # dict of numbers
+    """What a run will cost: parameters, steps, tokens, floating-point operations, bytes of memory
+    and, if `timed`, seconds."""
+    steps, trained = (
+        total_steps(cfg, batches),
+        sum(p.numel() for p in model.parameters() if p.requires_grad),
+    )
+
+    def held(m):
+        return sum(
+            t.nbytes for t in {*m.parameters(), *m.buffers()}
+        )  # 8-bit weights take one byte each
+
     size, shared = processes()[1], sharded_state(cfg)
-    memory = memory_bytes(model.config, cfg, dtype, trained, getattr(batches, "sequences", 1), size) | {"weights": held(model)//(size if "weights" in shared else 1)}
-    numbers = dict(parameters=max(num_parameters(model.config), trained), trained=trained, device=str(device), dtype=str(dtype).removeprefix("torch."), steps=steps, epochs=steps/batches.steps_per_epoch,
-                   memory=sum(memory.values()) + sum(map(held, beside)), processes=size)
-    if hasattr(batches, "tokens_per_epoch"):      # rows that are yet to be sampled have no length
-        tokens = round(steps*batches.tokens_per_epoch/batches.steps_per_epoch)
-        learning = (2 + min(1., trained/numbers["parameters"]))/3                          # of forward, gradients of what flows, gradients of weights: the last for trained ones only
-        each = learning*flops_per_token(model.config, cfg.seq_len) + sum(flops_per_token(m.config, cfg.seq_len)/3 for m in beside)
-        numbers |= dict(tokens=tokens, fill=batches.fill, flops=tokens*each)
-    if timed and not (cfg.deepspeed or size > 1 and shared):          # of other ways of sharing it would time the wrong thing
+    memory = memory_bytes(
+        model.config, cfg, dtype, trained, getattr(batches, "sequences", 1), size
+    ) | {"weights": held(model) // (size if "weights" in shared else 1)}
+    numbers = dict(
+        parameters=max(num_parameters(model.config), trained),
+        trained=trained,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        steps=steps,
+        epochs=steps / batches.steps_per_epoch,
+        memory=sum(memory.values()) + sum(map(held, beside)),
+        processes=size,
+    )
+    # rows that are yet to be sampled have no length
+    if hasattr(batches, "tokens_per_epoch"):
+        tokens = round(steps * batches.tokens_per_epoch / batches.steps_per_epoch)
+        # of forward, gradients of what flows, gradients of weights: the last for trained ones only
+        learning = (2 + min(1.0, trained / numbers["parameters"])) / 3
+        each = learning * flops_per_token(model.config, cfg.seq_len) + sum(
+            flops_per_token(m.config, cfg.seq_len) / 3 for m in beside
+        )
+        numbers |= dict(tokens=tokens, fill=batches.fill, flops=tokens * each)
+    # of other ways of sharing it would time the wrong thing
+    if timed and not (cfg.deepspeed or size > 1 and shared):
         start = time.perf_counter()
         whole = batches.at(0)
-        making, micro = (time.perf_counter() - start)/getattr(cfg, "updates", 1), next(split_rows(whole, cfg.micro_batch_size*size))
+        making, micro = (
+            (time.perf_counter() - start) / getattr(cfg, "updates", 1),
+            next(split_rows(whole, cfg.micro_batch_size * size)),
+        )
         optimizers = build_optimizer(model, cfg.optimizer)
-        optimizers.set_lr(0.)
-        for _ in range(2):                                   # the first time also warms up
+        optimizers.set_lr(0.0)
+        # the first time also warms up
+        for _ in range(2):
             start = time.perf_counter()
             compute_gradients(model, micro, loss_fn, cfg, device, dtype)
             middle = time.perf_counter()
-            optimizers.step(); optimizers.zero_grad()
-            if device.type == "cuda": torch.cuda.synchronize(device)
-            numbers["seconds"] = steps*(making + (middle - start)*count_tokens(whole)/count_tokens(micro) + time.perf_counter() - middle)
+            optimizers.step()
+            optimizers.zero_grad()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            numbers["seconds"] = steps * (
+                making
+                + (middle - start) * count_tokens(whole) / count_tokens(micro)
+                + time.perf_counter()
+                - middle
+            )
     return numbers
 
-def count_tokens(batch):   # dict of tensors
-    "Tokens of a batch, without padding."
-    return int((batch["segment_ids"] > 0).sum()) if "segment_ids" in batch else next(iter(batch.values())).numel()
 
-def format_plan(p):        # what `plan` returned
+def count_tokens(batch):  # dict of tensors
+    "Tokens of a batch, without padding."
+    return (
+        int((batch["segment_ids"] > 0).sum())
+        if "segment_ids" in batch
+        else next(iter(batch.values())).numel()
+    )
+
+
+def format_plan(p):  # what `plan` returned
     "The plan as two lines of text."
     clock = f", about {format_seconds(p['seconds'])}" if "seconds" in p else ""
     part = "" if p["trained"] == p["parameters"] else f", {p['trained']:,} of them trained,"
-    work = f" = {p['tokens']:,} tokens (rows {p['fill']:.1%} full), {p['flops']:.2e} FLOPs" if "tokens" in p else ""
+    work = (
+        f" = {p['tokens']:,} tokens (rows {p['fill']:.1%} full), {p['flops']:.2e} FLOPs"
+        if "tokens" in p
+        else ""
+    )
     each = f" in each of {p['processes']} processes" if p["processes"] > 1 else ""
-    return (f"{p['parameters']:,} parameters{part} on {p['device']} in {p['dtype']}, about {p['memory']/2**20:,.0f} MiB{each}\n"
-            f"{p['steps']:,} steps = {p['epochs']:.2f} epochs{work}{clock}")
+    return (
+        f"{p['parameters']:,} parameters{part} on {p['device']} in {p['dtype']}, about "
+        f"{p['memory'] / 2**20:,.0f} MiB{each}\n"
+        f"{p['steps']:,} steps = {p['epochs']:.2f} epochs{work}{clock}"
+    )
 
-def format_ranks(cfg, device):     # `TrainConfig`; of this process
-    "A line for each process of a run: where it computes, and which part of a step's rows. All processes must ask."
+
+def format_ranks(cfg, device):  # `TrainConfig`; of this process
+    """A line for each process of a run: where it computes, and which part of a step's rows. All
+    processes must ask."""
     places = gather(f"{socket.gethostname()} {device}")
-    return "\n".join(f"rank {rank} on {place}: {rows} of {cfg.batch_size} rows a step, {micro} micro-batches" for rank, (place, (rows, micro)) in enumerate(zip(places, dealt_rows(cfg, cfg.batch_size, len(places)))))
+    return "\n".join(
+        f"rank {rank} on {place}: {rows} of {cfg.batch_size} rows a step, {micro} micro-batches"
+        for rank, (place, (rows, micro)) in enumerate(
+            zip(places, dealt_rows(cfg, cfg.batch_size, len(places)))
+        )
+    )
 
-def format_seconds(s):     # seconds
+
+def format_seconds(s):  # seconds
     "A duration as h:mm:ss or m:ss."
     s = round(s)
-    return f"{s//3600}:{s//60%60:02}:{s%60:02}" if s >= 3600 else f"{s//60}:{s%60:02}"
+    return f"{s // 3600}:{s // 60 % 60:02}:{s % 60:02}" if s >= 3600 else f"{s // 60}:{s % 60:02}"
 
 # %% ../nbs/12_train.ipynb #c6d410c6
 class Window(Counter):
-    "Sums over the steps since the last line of the log. It is saved with a checkpoint, so that a resumed run logs the same numbers."
-    OWN = frozenset({"weight", "loss", "steps", "tokens", "seconds", "skipped", "step", "lr", "grad_norm", "tokens_per_second"})
-    def add(self, result,                # `StepResult`
-            numbers=None):               # what the batches know about the step, `{name: float}`
-        "Add a step. A number that not every step has is a mean over those that have it; of the loss's, by the weight of the step."
+    """Sums over the steps since the last line of the log. It is saved with a checkpoint, so that a
+    resumed run logs the same numbers."""
+
+    OWN = frozenset(
+        {
+            "weight",
+            "loss",
+            "steps",
+            "tokens",
+            "seconds",
+            "skipped",
+            "step",
+            "lr",
+            "grad_norm",
+            "tokens_per_second",
+        }
+    )
+
+    def add(
+        self,
+        result,  # `StepResult`
+        numbers=None,
+    ):  # what the batches know about the step, `{name: float}`
+        """Add a step. A number that not every step has is a mean over those that have it; of the
+        loss's, by the weight of the step."""
         numbers = numbers or {}
-        if clash := self.OWN & {*result.metrics, *numbers}: raise ValueError(f"metrics may not be called {', '.join(sorted(clash))}: the log has numbers of these names already")
-        self.update({"weight": result.weight, "loss": result.loss*result.weight})
-        for weight, named in ((result.weight, result.metrics), (1, numbers)): self.update({k: v*weight for k, v in named.items()} | {f"weight of {k}": weight for k in named})
+        if clash := self.OWN & {*result.metrics, *numbers}:
+            raise ValueError(
+                f"metrics may not be called {', '.join(sorted(clash))}: the log has numbers of "
+                "these names already"
+            )
+        self.update({"weight": result.weight, "loss": result.loss * result.weight})
+        for weight, named in ((result.weight, result.metrics), (1, numbers)):
+            self.update(
+                {k: v * weight for k, v in named.items()}
+                | {f"weight of {k}": weight for k in named}
+            )
 
-    def line(self, step, lr, norm):      # dict
+    def line(self, step, lr, norm):  # dict
         "The numbers of a log line: means over the weight of the window."
-        mean = lambda k: self[k]/self[f"weight of {k}"] if self[f"weight of {k}"] else None
-        return dict(step=step, loss=self["loss"]/self["weight"] if self["weight"] else None, lr=lr, grad_norm=norm, tokens_per_second=self["tokens"]/self["seconds"], seconds=self["seconds"],
-                    **{k: mean(k) for k in self if k not in self.OWN and not k.startswith("weight of ")}, **({"skipped": self["skipped"]} if self["skipped"] else {}))
+        mean = lambda k: self[k] / self[f"weight of {k}"] if self[f"weight of {k}"] else None
+        return dict(
+            step=step,
+            loss=self["loss"] / self["weight"] if self["weight"] else None,
+            lr=lr,
+            grad_norm=norm,
+            tokens_per_second=self["tokens"] / self["seconds"],
+            seconds=self["seconds"],
+            **{k: mean(k) for k in self if k not in self.OWN and not k.startswith("weight of ")},
+            **({"skipped": self["skipped"]} if self["skipped"] else {}),
+        )
 
-def format_line(numbers,   # what `Window.line` returned
-                unit=""):  # of the loss
+
+def format_line(
+    numbers,  # what `Window.line` returned
+    unit="",
+):  # of the loss
     "A log line as text, with units."
     loss = "no good step" if numbers["loss"] is None else f"loss {numbers['loss']:.3f}{unit}"
     skipped = f"  {numbers['skipped']} skipped" if "skipped" in numbers else ""
     return f"{loss}  lr {numbers['lr']:.1e}  grad {numbers['grad_norm']:.2f}  {numbers['tokens_per_second']:,.0f} tok/s{skipped}"
 
-def odd_first_loss(loss, vocab_size):     # nats a token; V
-    "A warning, or None. A first loss above that of blind guessing, ln V, means that something does not belong together."
+
+def odd_first_loss(loss, vocab_size):  # nats a token; V
+    """A warning, or None. A first loss above that of blind guessing, ln V, means that something
+    does not belong together."""
     blind = math.log(vocab_size)
-    if loss > blind + 1: return (f"warning: the first loss is {loss:.2f} nats, worse than guessing blindly (ln {vocab_size} = {blind:.2f}): "
-                                 "do the weights belong to this tokenizer, and the labels to these inputs?")
+    if loss > blind + 1:
+        return (
+            f"warning: the first loss is {loss:.2f} nats, worse than guessing blindly (ln "
+            f"{vocab_size} = {blind:.2f}): "
+            "do the weights belong to this tokenizer, and the labels to "
+            "these inputs?"
+        )
 
 # %% ../nbs/12_train.ipynb #125dc86a
-MAX_SKIPS = 10             # bad steps in a row that `on_nan="skip"` bears before it stops after all
+# bad steps in a row that `on_nan="skip"` bears before it stops after all
+MAX_SKIPS = 10
+
 
 def refuse_step(step, result, model, batches, batch, loss_fn, cfg, dtype, checkpointer, skipped):
-    "Keep the batch of a step that went wrong, and raise `NonFinite`; or only say so, if bad steps are to be skipped."
+    """Keep the batch of a step that went wrong, and raise `NonFinite`; or only say so, if bad steps
+    are to be skipped."""
     sources = batches.sources(step - 1) if hasattr(batches, "sources") else []
-    message = explain_nonfinite(step, result, model, bad_sources(model, batch, loss_fn, sources, dtype))
-    if checkpointer: message += f" The batch is kept in {checkpointer.save_batch(batch)}."
-    if cfg.on_nan == "stop": raise NonFinite(f"{message} With --on-nan skip such a step is left out.")
-    if skipped > MAX_SKIPS: raise NonFinite(f"{message} It is bad step {skipped} in a row: stopped, although on_nan is 'skip'.")
+    message = explain_nonfinite(
+        step, result, model, bad_sources(model, batch, loss_fn, sources, dtype)
+    )
+    if checkpointer:
+        message += f" The batch is kept in {checkpointer.save_batch(batch)}."
+    if cfg.on_nan == "stop":
+        raise NonFinite(f"{message} With --on-nan skip such a step is left out.")
+    if skipped > MAX_SKIPS:
+        raise NonFinite(
+            f"{message} It is bad step {skipped} in a row: stopped, although on_nan is 'skip'."
+        )
     tqdm.write(f"skipped {message}")
+
 
 def stopped(number, desc, step, total, cfg, checkpointer):
     "Say where an interrupted run stands; returns the exception to raise."
-    if checkpointer: checkpointer.finish()
-    gather(None)              # rank 0 has saved: who ends earlier makes `torchrun` end it too
-    where = f"saved in {cfg.out}; the same command{' without --fresh' if cfg.fresh else ''} goes on from here" if checkpointer else "nothing is saved"
+    if checkpointer:
+        checkpointer.finish()
+    # rank 0 has saved: who ends earlier makes `torchrun` end it too
+    gather(None)
+    where = (
+        f"saved in {cfg.out}; the same command{' without --fresh' if cfg.fresh else ''} goes on "
+        "from here"
+        if checkpointer
+        else "nothing is saved"
+    )
     tqdm.write(f"{desc}: {number.name} after step {step:,} of {total:,}: {where}")
     return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
+
 @contextmanager
-def written(checkpointer):    # what `fit` takes, or None
-    "A block after which the last checkpoint is on the disk. What went wrong in the block is raised, also if that checkpoint went wrong too."
-    try: yield
+def written(checkpointer):  # what `fit` takes, or None
+    """A block after which the last checkpoint is on the disk. What went wrong in the block is
+    raised, also if that checkpoint went wrong too."""
+    try:
+        yield
     except BaseException:
-        try: checkpointer and checkpointer.finish()
-        except OSError as late: tqdm.write(f"warning: {late}")
+        try:
+            checkpointer and checkpointer.finish()
+        except OSError as late:
+            tqdm.write(f"warning: {late}")
         raise
-    if checkpointer: checkpointer.finish()
+    if checkpointer:
+        checkpointer.finish()
 
 # %% ../nbs/12_train.ipynb #69e058af
-def fit(model,               # a `MiniMind` on its device
-        batches,             # `.at(step) -> dict`, `.steps_per_epoch`; if it likes, `.sources(step)`, `.numbers` (more to log about the last batch), `.observe(StepResult)`, `.asks_model` (does `at` compute with the model?)
-        loss_fn,             # `(model, batch) -> (loss sum, weight, metrics)`, the metrics being sums too
-        optimizers,          # from `build_optimizer`
-        cfg,                 # `TrainConfig`
-        dtype=torch.float32, # of the matrix products
-        checkpointer=None,   # `.load() -> step`, `.progress`, `.save(step, progress)`, `.finish()` waits until it is saved, `.save_batch(batch) -> path`
-        evaluate=None,       # `() -> dict` of numbers
-        desc="train",        # shown on the progress bar
-        ways=None,           # how processes share the work; default: `Replicas`
-        tracker=None,        # called with every line of numbers, as `MetricsLog` is
-       ):                    # dict: the numbers of the last step
-    "Train. Begins where the checkpointer says, saves before it evaluates and when a batch can't be had. Raises `NonFinite`, `PeerLost`; on Ctrl-C or SIGTERM saves, then `KeyboardInterrupt` or `SystemExit`."
+def fit(
+    model,  # a `MiniMind` on its device
+    batches,  # `.at(step) -> dict`, `.steps_per_epoch`; if it likes, `.sources(step)`, `.numbers` (more to log about the last batch), `.observe(StepResult)`, `.asks_model` (does `at` compute with the model?)
+    loss_fn,  # `(model, batch) -> (loss sum, weight, metrics)`, the metrics being sums too
+    optimizers,  # from `build_optimizer`
+    cfg,  # `TrainConfig`
+    dtype=torch.float32,  # of the matrix products
+    checkpointer=None,  # `.load() -> step`, `.progress`, `.save(step, progress)`, `.finish()` waits until it is saved, `.save_batch(batch) -> path`
+    evaluate=None,  # `() -> dict` of numbers
+    desc="train",  # shown on the progress bar
+    ways=None,  # how processes share the work; default: `Replicas`
+    tracker=None,  # called with every line of numbers, as `MetricsLog` is
+):  # dict: the numbers of the last step
+    """Train. Begins where the checkpointer says, saves before it evaluates and when a batch can't
+    be had. Raises `NonFinite`, `PeerLost`; on Ctrl-C or SIGTERM saves, then `KeyboardInterrupt` or
+    `SystemExit`."""
     total = total_steps(cfg, batches)
-    warmup = min(cfg.warmup, total//5)          # a short run must reach its learning rate too
+    # a short run must reach its learning rate too
+    warmup = min(cfg.warmup, total // 5)
     device = next(model.parameters()).device
     ways = ways or Replicas(model, optimizers)
     first = checkpointer.load() if checkpointer else 0
     rank, size = processes()
-    if len(at := set(gather((first, total)))) > 1: raise ValueError(f"the processes stand at different steps, {sorted(at)}: {cfg.out} must lie on a disk that all of them share")
-    unit = " nats" if loss_fn is causal_lm_loss else ""      # preferences and rewards have units of their own, or none
-    history, window, skipped = MetricsLog(Path(cfg.out)/"metrics.jsonl" if rank == 0 else os.devnull, first), Window(checkpointer.progress if checkpointer else {}), 0
+    if len(at := set(gather((first, total)))) > 1:
+        raise ValueError(
+            f"the processes stand at different steps, {sorted(at)}: {cfg.out} must lie on a disk "
+            "that all of them share"
+        )
+    # preferences and rewards have units of their own, or none
+    unit = " nats" if loss_fn is causal_lm_loss else ""
+    history, window, skipped = (
+        MetricsLog(Path(cfg.out) / "metrics.jsonl" if rank == 0 else os.devnull, first),
+        Window(checkpointer.progress if checkpointer else {}),
+        0,
+    )
+
     def log(**numbers):
         history(**numbers)
-        if tracker: tracker(**numbers)
-    def due(step): return evaluate is not None and step > 0 and (step == total or cfg.eval_every > 0 and step % cfg.eval_every == 0)
+        if tracker:
+            tracker(**numbers)
+
+    def due(step):
+        return (
+            evaluate is not None
+            and step > 0
+            and (step == total or cfg.eval_every > 0 and step % cfg.eval_every == 0)
+        )
+
     def measure(step):
         model.eval()
-        with same_random_numbers(), ways.whole(), precision(device, dtype): numbers = evaluate()
-        if not isinstance(numbers, dict) or "step" in numbers: raise ValueError(f"evaluate must return a dict of numbers without 'step', got {numbers!r:.100}")
+        with same_random_numbers(), ways.whole(), precision(device, dtype):
+            numbers = evaluate()
+        if not isinstance(numbers, dict) or "step" in numbers:
+            raise ValueError(
+                f"evaluate must return a dict of numbers without 'step', got {numbers!r:.100}"
+            )
         numbers = {k: float(v) for k, v in numbers.items()}
         model.train()
         log(step=step, **numbers)
-        tqdm.write(f"{desc} step {step:,}: " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
-    if first == total: tqdm.write(f"{desc}: all {total:,} steps are done in {cfg.out}; --fresh starts again")
+        tqdm.write(
+            f"{desc} step {step:,}: " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
+        )
+
+    if first == total:
+        tqdm.write(f"{desc}: all {total:,} steps are done in {cfg.out}; --fresh starts again")
     model.train()
-    with stop_signals() as stop, written(checkpointer), tqdm(total=total, initial=first, desc=desc, unit="step", dynamic_ncols=True, disable=True if rank else None) as bar, peers():
-        if due(first) and not gather(history.evaluated)[0]: measure(first)         # it was killed after the checkpoint, before the evaluation
-        def told(): return [signal for signals in gather(list(stop)) for signal in signals]      # all must stop at the same step
-        if first_told := told(): raise stopped(first_told[0], desc, first, total, cfg, checkpointer)
+    with (
+        stop_signals() as stop,
+        written(checkpointer),
+        tqdm(
+            total=total,
+            initial=first,
+            desc=desc,
+            unit="step",
+            dynamic_ncols=True,
+            disable=True if rank else None,
+        ) as bar,
+        peers(),
+    ):
+        # it was killed after the checkpoint, before the evaluation
+        if due(first) and not gather(history.evaluated)[0]:
+            measure(first)
+
+        def told():
+            return [
+                signal for signals in gather(list(stop)) for signal in signals
+            ]  # all must stop at the same step
+
+        if first_told := told():
+            raise stopped(first_told[0], desc, first, total, cfg, checkpointer)
         for step in range(first, total):
             started, done = time.perf_counter(), step + 1
             try:
-                with ways.whole() if getattr(batches, "asks_model", False) else nullcontext(): batch = batches.at(step)
-            except Exception:               # a reward function that fails, a disk that is gone: the steps so far are not lost
-                if checkpointer and step > first: checkpointer.save(step, dict(window))
+                with ways.whole() if getattr(batches, "asks_model", False) else nullcontext():
+                    batch = batches.at(step)
+            # a reward function that fails, a disk that is gone: the steps so far are not lost
+            except Exception:
+                if checkpointer and step > first:
+                    checkpointer.save(step, dict(window))
                 raise
             factor = lr_factor(step, total, warmup, cfg.schedule, cfg.final_lr)
             optimizers.set_lr(factor)
             result = train_step(model, batch, loss_fn, optimizers, cfg, dtype, ways)
-            if hasattr(batches, "observe"): batches.observe(result)
-            if result.finite: window.add(result, getattr(batches, "numbers", None)); skipped = 0
+            if hasattr(batches, "observe"):
+                batches.observe(result)
+            if result.finite:
+                window.add(result, getattr(batches, "numbers", None))
+                skipped = 0
             else:
-                skipped += 1; window["skipped"] += 1
-                with ways.whole(): refuse_step(done, result, model, batches, batch, loss_fn, cfg, dtype, checkpointer, skipped)
-            if step == 0 and loss_fn is causal_lm_loss and (warning := odd_first_loss(result.loss, model.config.vocab_size)): tqdm.write(warning)
-            window.update(steps=1, tokens=count_tokens(batch), seconds=time.perf_counter() - started)
+                skipped += 1
+                window["skipped"] += 1
+                with ways.whole():
+                    refuse_step(
+                        done,
+                        result,
+                        model,
+                        batches,
+                        batch,
+                        loss_fn,
+                        cfg,
+                        dtype,
+                        checkpointer,
+                        skipped,
+                    )
+            if (
+                step == 0
+                and loss_fn is causal_lm_loss
+                and (warning := odd_first_loss(result.loss, model.config.vocab_size))
+            ):
+                tqdm.write(warning)
+            window.update(
+                steps=1, tokens=count_tokens(batch), seconds=time.perf_counter() - started
+            )
             bar.update()
             if done % cfg.log_every == 0 or done == total:
-                log(**(numbers := window.line(done, cfg.lr*factor, result.norm)))
-                if bar.disable: tqdm.write(f"{desc} step {done:,}/{total:,}  {format_line(numbers, unit)}  {format_seconds((total - done)*window['seconds']/window['steps'])} left")
-                else: bar.set_postfix_str(format_line(numbers, unit))
+                log(**(numbers := window.line(done, cfg.lr * factor, result.norm)))
+                if bar.disable:
+                    tqdm.write(
+                        f"{desc} step {done:,}/{total:,}  {format_line(numbers, unit)}  "
+                        f"{format_seconds((total - done) * window['seconds'] / window['steps'])} "
+                        "left"
+                    )
+                else:
+                    bar.set_postfix_str(format_line(numbers, unit))
                 window.clear()
-            stopping = told()                   # a signal that comes after this look waits for the next one
-            if checkpointer and (stopping or due(done) or done == total or done % cfg.save_every == 0): checkpointer.save(done, dict(window))
-            if due(done) and not stopping: measure(done); stopping = told()
-            if stopping: raise stopped(stopping[0], desc, done, total, cfg, checkpointer)
+            # a signal that comes after this look waits for the next one
+            stopping = told()
+            if checkpointer and (
+                stopping or due(done) or done == total or done % cfg.save_every == 0
+            ):
+                checkpointer.save(done, dict(window))
+            if due(done) and not stopping:
+                measure(done)
+                stopping = told()
+            if stopping:
+                raise stopped(stopping[0], desc, done, total, cfg, checkpointer)
     return history.last()

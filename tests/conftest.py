@@ -1,7 +1,9 @@
 "What every test may rely on: no network, no window, one size, repeatable examples, and an answer to the markers."
+
 import os
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")           # a test that would download fails at once instead of hanging
+# a test that would download fails at once instead of hanging
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["MINIMIND_SIZE"] = "ci"
@@ -10,7 +12,9 @@ import pytest
 from hypothesis import settings
 
 # no deadline: on shared cores one example can take a hundred times longer than the next
-settings.register_profile("minimind", deadline=None, derandomize=True, print_blob=True, max_examples=50)
+settings.register_profile(
+    "minimind", deadline=None, derandomize=True, print_blob=True, max_examples=50
+)
 settings.load_profile("minimind")
 
 
@@ -20,10 +24,13 @@ def pytest_addoption(parser):
 
 def cuda():  # imported only when a test asks, so that the repository gates stay quick
     import torch
+
     return torch.cuda.is_available()
 
 
 def pytest_collection_modifyitems(config, items):
     for item in items:
-        if "slow" in item.keywords and not config.getoption("--slow"): item.add_marker(pytest.mark.skip(reason="slow: runs with --slow"))
-        if "gpu" in item.keywords and not cuda(): item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: runs with --slow"))
+        if "gpu" in item.keywords and not cuda():
+            item.add_marker(pytest.mark.skip(reason="needs CUDA"))

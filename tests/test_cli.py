@@ -1,4 +1,5 @@
 "The program: what it prints, how it ends, and one small journey from a book to a chat."
+
 import io
 import json
 import os
@@ -18,81 +19,157 @@ from minimind.core import data_dir, sample
 from minimind.data import manifest
 from minimind.model import ModelConfig
 
-TINY = ModelConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, intermediate_size=48, head_dim=16, max_position_embeddings=128)
+TINY = ModelConfig(
+    hidden_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    intermediate_size=48,
+    head_dim=16,
+    max_position_embeddings=128,
+)
 
 
 @pytest.fixture
 def say(capsys):  # the program on words: exit code, what it printed, what it complained of
     def run(*words):
         capsys.readouterr()
-        try: code = cli.main(list(map(str, words)))
-        except SystemExit as e: code = e.code
+        try:
+            code = cli.main(list(map(str, words)))
+        except SystemExit as e:
+            code = e.code
         return (code, *capsys.readouterr())
+
     return run
 
 
 def process(*words, **kw):
-    return subprocess.run([sys.executable, "-m", "minimind", *words], capture_output=True, cwd=Path(__file__).resolve().parents[1], timeout=100, **kw)
+    return subprocess.run(
+        [sys.executable, "-m", "minimind", *words],
+        capture_output=True,
+        cwd=Path(__file__).resolve().parents[1],
+        timeout=100,
+        **kw,
+    )
 
 
-# ---- words that are not understood -----------------------------------------------------------------------------------
+# ---- words that are not understood
+# -----------------------------------------------------------------------------------
+
 
 def test_help(say):
     code, out, err = say("--help")
-    assert code == 0 and err == "" and all(name in out for name in ("run", "doctor", "data", "tokenizer", "eval", "chat", "bench", *cli.STAGES))
+    assert (
+        code == 0
+        and err == ""
+        and all(
+            name in out
+            for name in ("run", "doctor", "data", "tokenizer", "eval", "chat", "bench", *cli.STAGES)
+        )
+    )
     assert say() == (0, out, "")
     assert say("--version")[0] == 0 and re.fullmatch(r"\d+\.\d+\.\d+\S*\n", say("--version")[1])
 
 
-@pytest.mark.parametrize("words, says", [
-    ("pretrian", "did you mean pretrain?"), ("data shwo", "did you mean show?"), ("xyzzy", "choose one of run, doctor"), ("--versoin", "did you mean --version?"),
-    ("pretrain --batch_size 3", "did you mean --batch-size?"), ("pretrain --epoch 3", "did you mean --epochs?"), ("sft --sede=3", "did you mean --seed?"), ("chat --temprature 1", "did you mean --temperature?"),
-    ("data show x --row 3", "did you mean --rows?"), ("doctor now", "unknown argument now"),
-    ("pretrain --steps ten", "--steps: invalid int value: 'ten'"), ("pretrain --lr fast", "--lr: invalid float value: 'fast'"), ("pretrain --steps", "expected one argument"), ("sft --data", "expected at least one"),
-    ("pretrain --steps -1", "steps=-1"), ("sft --schedule cosign", "schedule='cosign': choose one of cosine"), ("pretrain --lr nan", "lr=nan"), ("tokenizer --data x --on-bad-line skipp", "did you mean skip?"),
-    ("eval", "required: model"), ("tokenizer", "required: --data"), ("data show", "required: file")])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ("pretrian", "did you mean pretrain?"),
+        ("data shwo", "did you mean show?"),
+        ("xyzzy", "choose one of run, doctor"),
+        ("--versoin", "did you mean --version?"),
+        ("pretrain --batch_size 3", "did you mean --batch-size?"),
+        ("pretrain --epoch 3", "did you mean --epochs?"),
+        ("sft --sede=3", "did you mean --seed?"),
+        ("chat --temprature 1", "did you mean --temperature?"),
+        ("data show x --row 3", "did you mean --rows?"),
+        ("doctor now", "unknown argument now"),
+        ("pretrain --steps ten", "--steps: invalid int value: 'ten'"),
+        ("pretrain --lr fast", "--lr: invalid float value: 'fast'"),
+        ("pretrain --steps", "expected one argument"),
+        ("sft --data", "expected at least one"),
+        ("pretrain --steps -1", "steps=-1"),
+        ("sft --schedule cosign", "schedule='cosign': choose one of cosine"),
+        ("pretrain --lr nan", "lr=nan"),
+        ("tokenizer --data x --on-bad-line skipp", "did you mean skip?"),
+        ("eval", "required: model"),
+        ("tokenizer", "required: --data"),
+        ("data show", "required: file"),
+    ],
+)
 def test_wrong_usage(say, words, says):
     code, out, err = say(*words.split())
     assert code == 2 and out == "" and says in err and len(err.splitlines()) == 2, err
 
 
-@pytest.mark.parametrize("words, says", [
-    ("pretrain --data nowhere.txt", "nowhere.txt"), ("pretrain --data some.txt --device gpu", "'gpu'"), ("pretrain --data some.txt --dtype float16", "'float16'"), ("pretrain --data some.txt --model minimind9", "minimind2-small"), ("sft --init nowhere", "nowhere"), ("eval nowhere", "no config.json"),
-    ("chat nowhere -p hi", "no config.json"), ("data show nowhere.jsonl", "data_samples has"), ("data show sft_skills.jsonl --tokenizer nowhere", "nowhere"), ("tokenizer --data nowhere.txt --out x", "nowhere.txt"),
-    ("data show mc_poem.jsonl", "mc_poem.jsonl:1: ")])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ("pretrain --data nowhere.txt", "nowhere.txt"),
+        ("pretrain --data some.txt --device gpu", "'gpu'"),
+        ("pretrain --data some.txt --dtype float16", "'float16'"),
+        ("pretrain --data some.txt --model minimind9", "minimind2-small"),
+        ("sft --init nowhere", "nowhere"),
+        ("eval nowhere", "no config.json"),
+        ("chat nowhere -p hi", "no config.json"),
+        ("data show nowhere.jsonl", "data_samples has"),
+        ("data show sft_skills.jsonl --tokenizer nowhere", "nowhere"),
+        ("tokenizer --data nowhere.txt --out x", "nowhere.txt"),
+        ("data show mc_poem.jsonl", "mc_poem.jsonl:1: "),
+    ],
+)
 def test_what_cannot_be_done(say, words, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path/"some.txt").write_text("Some text, for some model.\n"*9)
+    (tmp_path / "some.txt").write_text("Some text, for some model.\n" * 9)
     code, out, err = say(*words.split())
     lines = [line for line in err.splitlines() if "texts gave only" not in line]
     assert code == 1 and says in err and "Traceback" not in err and len(lines) == 1, err
-    assert [p.name for p in tmp_path.iterdir()] == ["some.txt"], "an order that can't be carried out leaves nothing behind"
+    assert [p.name for p in tmp_path.iterdir()] == ["some.txt"], (
+        "an order that can't be carried out leaves nothing behind"
+    )
 
 
 def fake(monkeypatch, error):
-    def doctor(args): raise error
+    def doctor(args):
+        raise error
+
     monkeypatch.setattr(cli, "doctor", doctor)
 
 
 def test_how_it_ends(say, monkeypatch):
     fake(monkeypatch, KeyboardInterrupt())
     assert say("doctor")[0] == 130
-    for error in (RuntimeError("too hot"), ImportError("too hot"), OSError("too hot"), ValueError("too hot")):
+    for error in (
+        RuntimeError("too hot"),
+        ImportError("too hot"),
+        OSError("too hot"),
+        ValueError("too hot"),
+    ):
         fake(monkeypatch, error)
         code, out, err = say("doctor")
-        assert code == 1 and err.startswith("minimind doctor: too hot") and len(err.splitlines()) == 1
+        assert (
+            code == 1 and err.startswith("minimind doctor: too hot") and len(err.splitlines()) == 1
+        )
         monkeypatch.setenv("MINIMIND_DEBUG", "1")
-        with pytest.raises(type(error)): cli.main(["doctor"])
+        with pytest.raises(type(error)):
+            cli.main(["doctor"])
         monkeypatch.delenv("MINIMIND_DEBUG")
     fake(monkeypatch, KeyError("a mistake of ours"))
-    with pytest.raises(KeyError): cli.main(["doctor"])                # keeps its traceback
+    # keeps its traceback
+    with pytest.raises(KeyError):
+        cli.main(["doctor"])
     monkeypatch.setattr(cli, "doctor", lambda args: 7)
     assert say("doctor")[0] == 7
 
 
 @pytest.mark.parametrize("words", [["--version"], ["data", "list"]])
 def test_a_pipe_that_closes_early(words):
-    pipe = subprocess.Popen([sys.executable, "-m", "minimind", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"})
+    pipe = subprocess.Popen(
+        [sys.executable, "-m", "minimind", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
+    )
     pipe.stdout.close()
     err = pipe.stderr.read()
     assert pipe.wait(100) == 141 and err == b"", err
@@ -100,39 +177,52 @@ def test_a_pipe_that_closes_early(words):
 
 def test_terminals_that_know_no_unicode():
     done = process("data", "list", env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert done.returncode == 0 and b"??" in done.stdout and b"sft_skills.jsonl" in done.stdout, done.stderr
+    assert done.returncode == 0 and b"??" in done.stdout and b"sft_skills.jsonl" in done.stdout, (
+        done.stderr
+    )
 
 
-# ---- flags -----------------------------------------------------------------------------------------------------------
+# ---- flags
+# -----------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", list(cli.STAGES))
 def test_flags_are_the_config(name):
     cls, parser = cli.stage(name)[1], cli.build_parser(name)
     assert cli.config_from(parser.parse_args([name]), cls) == cls()
     words = {int: "7", float: "0.5", str: "auto", tuple: "x"}
-    for f in (f for f in fields(cls) if f.init):        # the others follow from these
+    for f in (f for f in fields(cls) if f.init):  # the others follow from these
         flag = "--" + f.name.replace("_", "-")
         args = parser.parse_args([name, flag] if f.type is bool else [name, flag, words[f.type]])
-        want = {int: 7, float: .5, str: "auto", tuple: ("x",), bool: True}[f.type]
+        want = {int: 7, float: 0.5, str: "auto", tuple: ("x",), bool: True}[f.type]
         assert getattr(args, f.name) == ([*want] if f.type is tuple else want)
-        try: wanted = replace(cls(), **{f.name: want})
-        except ValueError: continue                                   # the config knows better: a schedule is not called auto
+        try:
+            wanted = replace(cls(), **{f.name: want})
+        # the config knows better: a schedule is not called auto
+        except ValueError:
+            continue
         assert cli.config_from(args, cls) == wanted
 
 
 @dataclass(frozen=True)
 class Odd:
-    share: float = .5          # 100 % is all
-    files: tuple = ()          # some files
-    packed: bool = True        # can be turned off
+    share: float = 0.5  # 100 % is all
+    files: tuple = ()  # some files
+    packed: bool = True  # can be turned off
 
 
 def test_flags_of_any_dataclass(capsys):
     parser = cli.Parser(prog="odd")
     cli.add_flags(parser, Odd)
-    def parse(*words): return cli.config_from(parser.parse_args(words), Odd)
-    assert parse() == Odd() and parse("--no-packed", "--files", "a", "b", "--share=1") == Odd(1., ("a", "b"), False)
-    with pytest.raises(SystemExit): parse("--help")
+
+    def parse(*words):
+        return cli.config_from(parser.parse_args(words), Odd)
+
+    assert parse() == Odd() and parse("--no-packed", "--files", "a", "b", "--share=1") == Odd(
+        1.0, ("a", "b"), False
+    )
+    with pytest.raises(SystemExit):
+        parse("--help")
     assert "100 % is all (default: 0.5)" in capsys.readouterr().out
 
 
@@ -140,40 +230,68 @@ def test_flags_of_any_dataclass(capsys):
 def test_help_comes_from_the_comments(say, name):
     cls = cli.stage(name)[1]
     docs, text = cli.field_docs(cls), " ".join(say(name, "--help")[1].split())
-    assert {f.name for f in fields(cls)} <= set(docs), "each field of a config needs a comment: it is the help of its flag"
-    for f in (f for f in fields(cls) if f.init): assert f"--{f.name.replace('_', '-')} " in text and " ".join(docs[f.name].split()) in text, f.name
+    assert {f.name for f in fields(cls)} <= set(docs), (
+        "each field of a config needs a comment: it is the help of its flag"
+    )
+    for f in (f for f in fields(cls) if f.init):
+        assert (
+            f"--{f.name.replace('_', '-')} " in text and " ".join(docs[f.name].split()) in text
+        ), f.name
 
 
-# ---- the machine and the data ----------------------------------------------------------------------------------------
+# ---- the machine and the data
+# ----------------------------------------------------------------------------------------
+
 
 def test_doctor(say):
     code, out, err = say("doctor")
-    assert code == 0 and torch.__version__ in out and "largest preset" in out and str(data_dir()) in out
+    assert (
+        code == 0
+        and torch.__version__ in out
+        and "largest preset" in out
+        and str(data_dir()) in out
+    )
 
 
 def test_memory_of_odd_machines(say, monkeypatch):
-    files = {"/proc/meminfo": "MemTotal: 8000 kB\nMemFree: 1 kB\nMemAvailable:   6000 kB\n", "/sys/fs/cgroup/memory.max": "max\n", "/sys/fs/cgroup/memory.current": "100\n"}
+    files = {
+        "/proc/meminfo": "MemTotal: 8000 kB\nMemFree: 1 kB\nMemAvailable:   6000 kB\n",
+        "/sys/fs/cgroup/memory.max": "max\n",
+        "/sys/fs/cgroup/memory.current": "100\n",
+    }
+
     def read_text(path, *args, **kw):
-        if path.as_posix() not in files: raise FileNotFoundError(path)
+        if path.as_posix() not in files:
+            raise FileNotFoundError(path)
         return files[path.as_posix()]
+
     numbers = {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 8192}
+
     def sysconf(name):
-        if name not in numbers: raise ValueError("unrecognized configuration name")
+        if name not in numbers:
+            raise ValueError("unrecognized configuration name")
         return numbers[name]
+
     with monkeypatch.context() as m:
-        m.setattr(Path, "read_text", read_text); m.setattr(os, "sysconf", sysconf)
-        assert cli.memory() == (6000*1024, 8_192_000)                 # Linux
+        m.setattr(Path, "read_text", read_text)
+        m.setattr(os, "sysconf", sysconf)
+        assert cli.memory() == (6000 * 1024, 8_192_000)  # Linux
         files["/sys/fs/cgroup/memory.max"] = "5000\n"
-        assert cli.memory() == (4900, 5000)                           # in a container
+        assert cli.memory() == (4900, 5000)  # in a container
         files.clear()
-        assert cli.memory() == (None, 8_192_000)                      # macOS
+        assert cli.memory() == (None, 8_192_000)  # macOS
         numbers["SC_PHYS_PAGES"] = -1
         assert cli.memory() == (None, None)
         del numbers["SC_PHYS_PAGES"]
         assert cli.memory() == (None, None)
-    monkeypatch.delattr(os, "sysconf")                                # Windows
+    monkeypatch.delattr(os, "sysconf")  # Windows
     code, out, err = say("doctor")
-    assert cli.memory() == (None, None) and code == 0 and "unknown free of unknown" in out and "if the memory is there" in out
+    assert (
+        cli.memory() == (None, None)
+        and code == 0
+        and "unknown free of unknown" in out
+        and "if the memory is there" in out
+    )
 
 
 def test_no_preset_fits(say, monkeypatch):
@@ -190,10 +308,12 @@ def test_data(say, monkeypatch, tmp_path):
     assert code == 0 and all(name in out for name in manifest()["files"]) and say("data")[1] == out
     assert say("data", "verify")[0] == 0
     assert say("data", "get")[0] == 0
-    shutil.copy(data_dir()/"MANIFEST.json", tmp_path)
-    for name in manifest()["files"]: shutil.copy(sample(name), tmp_path)
-    with open(tmp_path/"dpo.jsonl", "a") as f: f.write("\n")
-    (tmp_path/"agent.jsonl").unlink()
+    shutil.copy(data_dir() / "MANIFEST.json", tmp_path)
+    for name in manifest()["files"]:
+        shutil.copy(sample(name), tmp_path)
+    with open(tmp_path / "dpo.jsonl", "a") as f:
+        f.write("\n")
+    (tmp_path / "agent.jsonl").unlink()
     monkeypatch.setenv("MINIMIND_DATA", str(tmp_path))
     code, out, err = say("data", "verify")
     assert code == 1 and "agent.jsonl, dpo.jsonl differ" in err
@@ -201,95 +321,201 @@ def test_data(say, monkeypatch, tmp_path):
 
 def test_data_show(say, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path/"a.jsonl").write_text(json.dumps({"conversations": [{"role": "user", "content": "Hi <|im_end|>"}, {"role": "assistant", "content": "Bye"}]}) + "\n", encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps(
+            {
+                "conversations": [
+                    {"role": "user", "content": "Hi <|im_end|>"},
+                    {"role": "assistant", "content": "Bye"},
+                ]
+            }
+        )
+        + "\n",
+        encoding="utf-8",
+    )
     code, out, _ = say("data", "show", "a.jsonl")
     plain = out.replace("·", "").replace("⏎\n", "\n")
     assert code == 0 and "a.jsonl:1: " in out and "\x1b" not in out
-    assert "<|im_start|>user\nHi <|im_end|><|im_end|>\n<|im_start|>assistant\n[Bye<|im_end|>\n]" in plain, plain      # learned: the reply and its end
+    # learned: the reply and its end
+    assert (
+        "<|im_start|>user\nHi <|im_end|><|im_end|>\n<|im_start|>assistant\n[Bye<|im_end|>\n]"
+        in plain
+    ), plain
     tokens, learned = map(int, re.search(r"(\d+) tokens, (\d+) learned", out).groups())
     assert tokens == out.count("·") + 1 and learned == out.split("[")[1].count("·") + 1
-    (tmp_path/"b.txt").write_text("Some text.\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("Some text.\n", encoding="utf-8")
     out = say("data", "show", "b.txt")[1]
     tokens, learned = map(int, re.search(r"(\d+) tokens, (\d+) learned", out).groups())
     assert "<|im_start|>[Some text.<|im_end|>]" in out.replace("·", "") and learned == tokens - 1
     code, out, _ = say("data", "show", "dpo.jsonl", "--rows", 1)
     assert out.count("chosen: ") == 1 == out.count("rejected: ")
-    for name in ("pretrain_zh.jsonl", "sft_tools.jsonl", "rlaif.jsonl", "agent.jsonl", "reason.jsonl"): assert say("data", "show", name, "--rows", 1)[0] == 0
+    for name in (
+        "pretrain_zh.jsonl",
+        "sft_tools.jsonl",
+        "rlaif.jsonl",
+        "agent.jsonl",
+        "reason.jsonl",
+    ):
+        assert say("data", "show", name, "--rows", 1)[0] == 0
 
 
 def test_data_show_in_colour(tmp_path, monkeypatch):
-    (tmp_path/"b.txt").write_text("Some text.\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("Some text.\n", encoding="utf-8")
+
     def screen():
         monkeypatch.setattr(sys, "stdout", out := io.StringIO())
         out.isatty = lambda: True
-        assert cli.main(["data", "show", str(tmp_path/"b.txt")]) == 0
+        assert cli.main(["data", "show", str(tmp_path / "b.txt")]) == 0
         return out.getvalue()
+
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[32m" in screen() and "[" not in re.sub(r"\x1b\[[\d;]*m", "", screen())
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in screen() and "[" in screen()
 
 
-# ---- from a book to a chat -------------------------------------------------------------------------------------------
+# ---- from a book to a chat
+# -------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
-def journey(tmp_path_factory):  # a folder with a book, a base model and a chat model, each made by a command
+def journey(
+    tmp_path_factory,
+):  # a folder with a book, a base model and a chat model, each made by a command
     folder = tmp_path_factory.mktemp("journey")
-    texts = [json.loads(line)["text"] for line in sample("pretrain_en.jsonl").read_text(encoding="utf-8").splitlines()[:40]]
-    (folder/"book.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    texts = [
+        json.loads(line)["text"]
+        for line in sample("pretrain_en.jsonl").read_text(encoding="utf-8").splitlines()[:40]
+    ]
+    (folder / "book.txt").write_text("\n\n".join(texts), encoding="utf-8")
     for name, rows in (("chats", slice(20)), ("held", slice(20, 26))):
-        (folder/f"{name}.jsonl").write_text("".join(sample("sft_skills.jsonl").read_text(encoding="utf-8").splitlines(True)[rows]), encoding="utf-8")
-    (folder/"tiny").mkdir()
-    (folder/"tiny"/"config.json").write_text(json.dumps(to_hf_config(TINY)))
-    here = os.getcwd(); os.chdir(folder)
+        (folder / f"{name}.jsonl").write_text(
+            "".join(sample("sft_skills.jsonl").read_text(encoding="utf-8").splitlines(True)[rows]),
+            encoding="utf-8",
+        )
+    (folder / "tiny").mkdir()
+    (folder / "tiny" / "config.json").write_text(json.dumps(to_hf_config(TINY)))
+    here = os.getcwd()
+    os.chdir(folder)
     try:
-        assert cli.main("pretrain --data book.txt --out base --model tiny --vocab-size 600 --seq-len 64 --batch-size 4 --steps 3".split()) == 0
-        assert cli.main("sft --init base --data chats.jsonl --heldout held.jsonl --out tuned --seq-len 128 --batch-size 4 --steps 3".split()) == 0
-    finally: os.chdir(here)
+        assert (
+            cli.main(
+                "pretrain --data book.txt --out base --model tiny --vocab-size 600 --seq-len 64 "
+                "--batch-size 4 --steps 3".split()
+            )
+            == 0
+        )
+        assert (
+            cli.main(
+                "sft --init base --data chats.jsonl --heldout held.jsonl --out tuned --seq-len "
+                "128 --batch-size 4 --steps 3".split()
+            )
+            == 0
+        )
+    finally:
+        os.chdir(here)
     return folder
 
 
 @pytest.fixture
-def there(journey, monkeypatch): monkeypatch.chdir(journey); return journey
+def there(journey, monkeypatch):
+    monkeypatch.chdir(journey)
+    return journey
 
 
 def test_training_leaves_a_model_folder(there):
     for name in ("base", "tuned"):
-        assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "metrics.jsonl"} <= {p.name for p in (there/name).iterdir()}
-        model, tokenizer = load_pretrained(there/name)
+        assert {
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "metrics.jsonl",
+        } <= {p.name for p in (there / name).iterdir()}
+        model, tokenizer = load_pretrained(there / name)
         assert model.config.vocab_size == tokenizer.vocab_size <= 600
-    assert not any((load_pretrained("base")[0].lm_head.weight == load_pretrained("tuned")[0].lm_head.weight).all(-1)[40:60])
+    assert not any(
+        (
+            load_pretrained("base")[0].lm_head.weight == load_pretrained("tuned")[0].lm_head.weight
+        ).all(-1)[40:60]
+    )
 
 
 def test_the_same_command_again_changes_nothing(there, say):
     before = {p: p.stat().st_mtime_ns for p in there.rglob("*.safetensors")}
-    code, out, err = say(*"pretrain --data book.txt --out base --model tiny --vocab-size 600 --seq-len 64 --batch-size 4 --steps 3".split())
-    assert code == 0 and "minimind chat base --plain" in out and before == {p: p.stat().st_mtime_ns for p in there.rglob("*.safetensors")}
-    code, out, err = say(*"pretrain --data book.txt --out base --model tiny --vocab-size 600 --seq-len 32 --batch-size 4 --steps 3".split())
+    code, out, err = say(
+        *"pretrain --data book.txt --out base --model tiny --vocab-size 600 --seq-len 64 "
+        "--batch-size 4 --steps 3".split()
+    )
+    assert (
+        code == 0
+        and "minimind chat base --plain" in out
+        and before == {p: p.stat().st_mtime_ns for p in there.rglob("*.safetensors")}
+    )
+    code, out, err = say(
+        *"pretrain --data book.txt --out base --model tiny --vocab-size 600 --seq-len 32 "
+        "--batch-size 4 --steps 3".split()
+    )
     assert code == 1 and "seq_len" in err
 
 
-def everything(folder): return {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+def everything(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("words", ["pretrain --data book.txt --out new --model tiny --vocab-size 600 --seq-len 64", "pretrain --data book.txt --out base --model tiny --vocab-size 500 --seq-len 64 --fresh", "sft --init base --data chats.jsonl --out new --seq-len 128"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "pretrain --data book.txt --out new --model tiny --vocab-size 600 --seq-len 64",
+        "pretrain --data book.txt --out base --model tiny --vocab-size 500 --seq-len 64 --fresh",
+        "sft --init base --data chats.jsonl --out new --seq-len 128",
+    ],
+)
 def test_dry_run(there, say, words):
     before = everything(there)
     code, out, err = say(*words.split(), "--dry-run")
-    assert code == 0 and all(w in out for w in ("parameters", "MiB", "steps", "epochs", "tokens", "FLOPs")) and re.search(r"about \d+:\d\d", out), out + err
+    assert (
+        code == 0
+        and all(w in out for w in ("parameters", "MiB", "steps", "epochs", "tokens", "FLOPs"))
+        and re.search(r"about \d+:\d\d", out)
+    ), out + err
     assert everything(there) == before
 
 
 def test_eval(there, say):
-    code, out, err = say("eval", "tuned", "--text", "book.txt", "--questions", "held.jsonl", "--choices", sample("mc_poem.jsonl"), "--seq-len", 64)
-    assert code == 0 and "bits per byte" in out and "of 6 (95 %" in out and "chance 25%" in out and "xz" in out, err
-    assert "bigram" not in out and "bigram" in say("eval", "base", "--text", "book.txt", "--seq-len", 64)[1]       # counted in the text it was trained on
-    poems = say("eval", "base", "--choices", sample("mc_poem.jsonl"), "--plain")[1], say("eval", "base", "--choices", sample("mc_poem.jsonl"))[1]
+    code, out, err = say(
+        "eval",
+        "tuned",
+        "--text",
+        "book.txt",
+        "--questions",
+        "held.jsonl",
+        "--choices",
+        sample("mc_poem.jsonl"),
+        "--seq-len",
+        64,
+    )
+    assert (
+        code == 0
+        and "bits per byte" in out
+        and "of 6 (95 %" in out
+        and "chance 25%" in out
+        and "xz" in out
+    ), err
+    # counted in the text it was trained on
+    assert (
+        "bigram" not in out
+        and "bigram" in say("eval", "base", "--text", "book.txt", "--seq-len", 64)[1]
+    )
+    poems = (
+        say("eval", "base", "--choices", sample("mc_poem.jsonl"), "--plain")[1],
+        say("eval", "base", "--choices", sample("mc_poem.jsonl"))[1],
+    )
     assert "bits per byte" not in poems[0] and poems[0] != poems[1]
-    (there/"bad.jsonl").write_text('{"question": "?", "choices": ["a"], "answer": 0}\n')
+    (there / "bad.jsonl").write_text('{"question": "?", "choices": ["a"], "answer": 0}\n')
     code, out, err = say("eval", "base", "--choices", "bad.jsonl")
     assert code == 1 and "bad.jsonl:1: " in err
-    (there/"bad.jsonl").unlink()
+    (there / "bad.jsonl").unlink()
 
 
 def test_one_question(there, say):
@@ -304,28 +530,40 @@ def test_one_question(there, say):
 
 def typed(monkeypatch, *lines):  # what a user types; an exception is raised as if from the keyboard
     lines = iter(lines)
+
     def read(prompt=""):
         line = next(lines, EOFError())
-        if isinstance(line, BaseException): raise line
+        if isinstance(line, BaseException):
+            raise line
         return line
+
     monkeypatch.setattr("builtins.input", read)
 
 
 def test_chat(there, say, monkeypatch):
     import minimind.generate
+
     seen, replies = [], iter([["Hel", "lo."], ["Fine", KeyboardInterrupt()], [], ["New."], ["?"]])
+
     def stream(model, tokenizer, ids, **options):
         seen.append(tokenizer.decode(ids))
         for piece in next(replies):
-            if isinstance(piece, BaseException): raise piece
+            if isinstance(piece, BaseException):
+                raise piece
             yield piece
+
     monkeypatch.setattr(minimind.generate, "stream", stream)
     typed(monkeypatch, "one", "  ", "two", "three", "/new", "four", "/quit", "never")
     code, out, err = say("chat", "tuned", "--system", "Sys.")
     assert code == 0 and err == "" and "Hello.\n" in out and "Fine …\n" in out
     turns = [re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", s, re.S) for s in seen]
     first = [("system", "Sys."), ("user", "one")]
-    assert turns == [first, second := [*first, ("assistant", "Hello."), ("user", "two")], [*second, ("assistant", "Fine"), ("user", "three")], [("system", "Sys."), ("user", "four")]]
+    assert turns == [
+        first,
+        second := [*first, ("assistant", "Hello."), ("user", "two")],
+        [*second, ("assistant", "Fine"), ("user", "three")],
+        [("system", "Sys."), ("user", "four")],
+    ]
     typed(monkeypatch, KeyboardInterrupt())
     assert say("chat", "tuned")[0] == 0
 
@@ -336,53 +574,125 @@ def test_a_chat_that_grows_too_long(there, say, monkeypatch):
     assert code == 0 and out.count("context of 128") == 1 and "/new" in out, out + err
 
 
-# ---- the tokenizer, small texts, the ladder --------------------------------------------------------------------------
+# ---- the tokenizer, small texts, the ladder
+# --------------------------------------------------------------------------
+
 
 def test_tokenizer(there, say, tmp_path):
     code, out, err = say("tokenizer", "--data", "book.txt", "--out", tmp_path, "--vocab-size", 400)
-    assert code == 0 and "400 tokens" in out and (tmp_path/"tokenizer.json").exists()
+    assert code == 0 and "400 tokens" in out and (tmp_path / "tokenizer.json").exists()
     assert say("data", "show", "chats.jsonl", "--tokenizer", tmp_path)[0] == 0
-    assert say("tokenizer", "--data", "book.txt", "--out", tmp_path/"x", "--vocab-size", 100)[0] == 1
-    (tmp_path/"empty.txt").write_text("\n \n")
-    code, out, err = say("tokenizer", "--data", tmp_path/"empty.txt", "--out", tmp_path/"x")
-    assert code == 1 and "no text" in err and not (tmp_path/"x").exists()
-    (tmp_path/"bad.jsonl").write_text('{"text": "fine"}\n{"txt": "odd"}\n')
-    code, out, err = say("tokenizer", "--data", tmp_path/"bad.jsonl", "--out", tmp_path/"x")
+    assert (
+        say("tokenizer", "--data", "book.txt", "--out", tmp_path / "x", "--vocab-size", 100)[0] == 1
+    )
+    (tmp_path / "empty.txt").write_text("\n \n")
+    code, out, err = say("tokenizer", "--data", tmp_path / "empty.txt", "--out", tmp_path / "x")
+    assert code == 1 and "no text" in err and not (tmp_path / "x").exists()
+    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"txt": "odd"}\n')
+    code, out, err = say("tokenizer", "--data", tmp_path / "bad.jsonl", "--out", tmp_path / "x")
     assert code == 1 and "bad.jsonl:2: " in err
-    code, out, err = say("tokenizer", "--data", tmp_path/"bad.jsonl", "--out", tmp_path/"x", "--on-bad-line", "skip")
-    assert code == 0 and err.startswith("minimind: the texts gave only 29") and "UserWarning" not in err and err.count("\n") == 1
+    code, out, err = say(
+        "tokenizer",
+        "--data",
+        tmp_path / "bad.jsonl",
+        "--out",
+        tmp_path / "x",
+        "--on-bad-line",
+        "skip",
+    )
+    assert (
+        code == 0
+        and err.startswith("minimind: the texts gave only 29")
+        and "UserWarning" not in err
+        and err.count("\n") == 1
+    )
 
 
 def test_two_kilobytes_of_text_work(there, say, tmp_path):
-    (tmp_path/"little.txt").write_text((there/"book.txt").read_text(encoding="utf-8")[:2000], encoding="utf-8")
-    code, out, err = say("pretrain", "--data", tmp_path/"little.txt", "--out", tmp_path/"little", "--model", "tiny", "--seq-len", 64)
-    assert code == 0 and "texts gave only" in err, err                # no room for 6,400 tokens: said, and gone on with
-    code, out, err = say("chat", tmp_path/"little", "--plain", "-p", "And", "--max-new-tokens", 3)
+    (tmp_path / "little.txt").write_text(
+        (there / "book.txt").read_text(encoding="utf-8")[:2000], encoding="utf-8"
+    )
+    code, out, err = say(
+        "pretrain",
+        "--data",
+        tmp_path / "little.txt",
+        "--out",
+        tmp_path / "little",
+        "--model",
+        "tiny",
+        "--seq-len",
+        64,
+    )
+    # no room for 6,400 tokens: said, and gone on with
+    assert code == 0 and "texts gave only" in err, err
+    code, out, err = say("chat", tmp_path / "little", "--plain", "-p", "And", "--max-new-tokens", 3)
     assert code == 0
 
 
-@pytest.mark.parametrize("content", [b"", b" \n\n", "text".encode("utf-16"), b"\xff\xfe\x00"], ids=["empty", "blank", "utf-16", "binary"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b" \n\n", "text".encode("utf-16"), b"\xff\xfe\x00"],
+    ids=["empty", "blank", "utf-16", "binary"],
+)
 def test_a_file_that_is_no_text(there, say, tmp_path, content):
-    (tmp_path/"odd.txt").write_bytes(content)
-    code, out, err = say("pretrain", "--data", tmp_path/"odd.txt", "--out", tmp_path/"odd", "--model", "tiny", "--seq-len", 64)
+    (tmp_path / "odd.txt").write_bytes(content)
+    code, out, err = say(
+        "pretrain",
+        "--data",
+        tmp_path / "odd.txt",
+        "--out",
+        tmp_path / "odd",
+        "--model",
+        "tiny",
+        "--seq-len",
+        64,
+    )
     assert code == 1 and "odd.txt" in err and "Traceback" not in err, err
-    assert not (tmp_path/"odd"/"model.safetensors").exists()
+    assert not (tmp_path / "odd" / "model.safetensors").exists()
 
 
 def test_the_ladder(say, tmp_path, monkeypatch):
-    (tmp_path/"data").mkdir()
-    shutil.copy(data_dir()/"MANIFEST.json", tmp_path/"data")
+    (tmp_path / "data").mkdir()
+    shutil.copy(data_dir() / "MANIFEST.json", tmp_path / "data")
     for name in manifest()["files"]:
         lines = sample(name).read_text(encoding="utf-8").splitlines(True)
-        (tmp_path/"data"/name).write_text("".join(lines[:8 if "heldout" in name or "mc_" in name else 40]), encoding="utf-8")
-    monkeypatch.setenv("MINIMIND_DATA", str(tmp_path/"data"))
-    code, out, err = say("run", "--out", tmp_path/"ci", *(word for name in cli.LADDER for word in (f"--{name}-steps", 1)), "--device", "cpu")
+        (tmp_path / "data" / name).write_text(
+            "".join(lines[: 8 if "heldout" in name or "mc_" in name else 40]), encoding="utf-8"
+        )
+    monkeypatch.setenv("MINIMIND_DATA", str(tmp_path / "data"))
+    code, out, err = say(
+        "run",
+        "--out",
+        tmp_path / "ci",
+        *(word for name in cli.LADDER for word in (f"--{name}-steps", 1)),
+        "--device",
+        "cpu",
+    )
     assert code == 0, err
-    for word in ("1/6", "5/6", "6/6", *cli.LADDER, "before", "bigram", "right answers", "chance 25%", "parameters", "tokens/s", "Sample chats", cli.QUESTIONS[0], "minimind chat"): assert word in out, word
-    results = json.loads((tmp_path/"ci"/"results.json").read_text(encoding="utf-8"))
-    assert set(results) == {"heldout", "answers", "choices", "stages", "tokens_per_second", "chats"} and list(results["chats"]) == cli.QUESTIONS
+    for word in (
+        "1/6",
+        "5/6",
+        "6/6",
+        *cli.LADDER,
+        "before",
+        "bigram",
+        "right answers",
+        "chance 25%",
+        "parameters",
+        "tokens/s",
+        "Sample chats",
+        cli.QUESTIONS[0],
+        "minimind chat",
+    ):
+        assert word in out, word
+    results = json.loads((tmp_path / "ci" / "results.json").read_text(encoding="utf-8"))
+    assert (
+        set(results) == {"heldout", "answers", "choices", "stages", "tokens_per_second", "chats"}
+        and list(results["chats"]) == cli.QUESTIONS
+    )
     assert "replies" not in results["answers"] and results["answers"]["n"] == 8
-    for numbers in results["heldout"].values(): assert {"bits_per_byte", "unigram", "bigram", "xz", "bytes"} <= set(numbers)
+    for numbers in results["heldout"].values():
+        assert {"bits_per_byte", "unigram", "bigram", "xz", "bytes"} <= set(numbers)
 
 
 @pytest.fixture(scope="module")
@@ -392,22 +702,46 @@ def base(tmp_path_factory):
     from minimind.core import sample
     from minimind.model import MiniMind, preset
     from minimind.tokenizer import Tokenizer
+
     lines = sample("pretrain_en.jsonl").read_text(encoding="utf-8").splitlines()[:50]
     tokenizer = Tokenizer.train((json.loads(l)["text"] for l in lines), 400)
     torch.manual_seed(0)
-    save_pretrained(MiniMind(preset("ci", num_hidden_layers=1, vocab_size=400)), tokenizer, folder := tmp_path_factory.mktemp("base"))
+    save_pretrained(
+        MiniMind(preset("ci", num_hidden_layers=1, vocab_size=400)),
+        tokenizer,
+        folder := tmp_path_factory.mktemp("base"),
+    )
     return folder
 
 
 def test_files_of_one_name_are_both_measured(base, tmp_path, say):
     for folder in ("a", "b"):
-        (tmp_path/folder).mkdir()
-        (tmp_path/folder/"t.txt").write_text(f"Some text in {folder}. "*5)
-    out = say("eval", str(base), "--text", str(tmp_path/"a"/"t.txt"), str(tmp_path/"b"/"t.txt"))[1]
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "t.txt").write_text(f"Some text in {folder}. " * 5)
+    out = say(
+        "eval", str(base), "--text", str(tmp_path / "a" / "t.txt"), str(tmp_path / "b" / "t.txt")
+    )[1]
     assert f"{tmp_path}/a/t.txt" in out and f"{tmp_path}/b/t.txt" in out
 
 
 def test_longer_texts_on_the_command_line(base, say):
-    code, out, err = say("chat", str(base), "--plain", "-p", "The king", "--max-new-tokens", "3", "--rope-scaling", "yarn", "--factor", "4", "--original-length", "64")
+    code, out, err = say(
+        "chat",
+        str(base),
+        "--plain",
+        "-p",
+        "The king",
+        "--max-new-tokens",
+        "3",
+        "--rope-scaling",
+        "yarn",
+        "--factor",
+        "4",
+        "--original-length",
+        "64",
+    )
     assert code == 0 and "up to 256 positions" in err
-    assert "choose one of" in say("chat", str(base), "--rope-scaling", "long")[2] or "there is no 'long'" in say("chat", str(base), "--rope-scaling", "long")[2]
+    assert (
+        "choose one of" in say("chat", str(base), "--rope-scaling", "long")[2]
+        or "there is no 'long'" in say("chat", str(base), "--rope-scaling", "long")[2]
+    )

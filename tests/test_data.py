@@ -1,4 +1,5 @@
 "Data: every row is used once, in an order that can be computed; every bad line is named or counted; memory does not grow with the file."
+
 import gzip
 import json
 import os
@@ -18,8 +19,24 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 import minimind
 from minimind.chat import CHAT_TEMPLATE
 from minimind.core import IGNORE, data_dir, sample
-from minimind.data import (BadLine, EpochRows, JsonlReader, PackedBatches, TextReader, TokenStore, build_store, chat_row, clean_text, file_sha256,
-                           format_tokens, in_heldout, manifest, open_texts, pack_lengths, text_row)
+from minimind.data import (
+    BadLine,
+    EpochRows,
+    JsonlReader,
+    PackedBatches,
+    TextReader,
+    TokenStore,
+    build_store,
+    chat_row,
+    clean_text,
+    file_sha256,
+    format_tokens,
+    in_heldout,
+    manifest,
+    open_texts,
+    pack_lengths,
+    text_row,
+)
 from minimind.losses import causal_lm_loss
 from minimind.model import MiniMind, ModelConfig
 from minimind.tokenizer import Tokenizer
@@ -27,29 +44,63 @@ from minimind.tokenizer import Tokenizer
 
 @pytest.fixture(scope="module")
 def tok():
-    texts = [text for name in ("pretrain_en.jsonl", "pretrain_zh.jsonl") for _, (_, text) in zip(range(100), open_texts(sample(name)))]
+    texts = [
+        text
+        for name in ("pretrain_en.jsonl", "pretrain_zh.jsonl")
+        for _, (_, text) in zip(range(100), open_texts(sample(name)))
+    ]
     return Tokenizer.train(texts, vocab_size=600)
 
 
 def write(path, rows):
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(
+            (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n"
+            for row in rows
+        ),
+        encoding="utf-8",
+    )
     return path
 
 
-def chat(question, answer): return {"conversations": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-def build(paths, tok, out, **kw): return build_store(paths if isinstance(paths, list) else [paths], tok, out, progress=False, **kw)
+def chat(question, answer):
+    return {
+        "conversations": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+    }
 
 
-# ---- packing ---------------------------------------------------------------------------------------------------------
+def build(paths, tok, out, **kw):
+    return build_store(
+        paths if isinstance(paths, list) else [paths], tok, out, progress=False, **kw
+    )
+
+
+# ---- packing
+# ---------------------------------------------------------------------------------------------------------
 class MemoryStore:
-    "A store of documents that lie in memory; document i has the tokens 1000·i + 1, 1000·i + 2, …, so a token tells where it is from."
+    """A store of documents that lie in memory; document i has the tokens 1000·i + 1, 1000·i + 2, …,
+    so a token tells where it is from."""
+
     def __init__(self, lengths, masks=None):
-        documents = [np.arange(n) + 1 + 1000*i for i, n in enumerate(lengths)]
-        self.tokens, self.offsets = np.concatenate(documents), np.concatenate([[0], np.cumsum(lengths)])
+        documents = [np.arange(n) + 1 + 1000 * i for i, n in enumerate(lengths)]
+        self.tokens, self.offsets = (
+            np.concatenate(documents),
+            np.concatenate([[0], np.cumsum(lengths)]),
+        )
         self.mask = None if masks is None else np.concatenate(masks).astype(np.uint8)
-        self.first = np.array([1 if masks is None else next((t for t in range(1, n) if masks[i][t]), n) for i, n in enumerate(lengths)])
+        self.first = np.array(
+            [
+                1 if masks is None else next((t for t in range(1, n) if masks[i][t]), n)
+                for i, n in enumerate(lengths)
+            ]
+        )
         self.meta = {"kind": "pretrain" if masks is None else "sft", "sha256": "of the tokens"}
-    def where(self, i): return f"file:{i + 1}"
+
+    def where(self, i):
+        return f"file:{i + 1}"
 
 
 LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=40)
@@ -59,7 +110,9 @@ def naive_pack(lengths, room):
     free, rows = [], []
     for n in lengths:
         fitting = [row for row, space in enumerate(free) if space >= n]
-        if not fitting: free.append(room); fitting = [len(free) - 1]
+        if not fitting:
+            free.append(room)
+            fitting = [len(free) - 1]
         best = min(fitting, key=lambda row: free[row])
         free[best] -= n
         rows.append(best)
@@ -78,25 +131,43 @@ def test_best_fit_is_best_fit(lengths, room):
 
 @pytest.mark.parametrize("lengths", [[9], [3, 0], [-1]])
 def test_a_piece_that_fits_no_row_is_an_error(lengths):
-    with pytest.raises(ValueError, match="cut them first"): pack_lengths(np.array(lengths), 8)
+    with pytest.raises(ValueError, match="cut them first"):
+        pack_lengths(np.array(lengths), 8)
 
 
 def epoch_of(batches, epoch=0, world_size=1):
     "All rows of an epoch as one dict of arrays, gathered from all ranks."
-    parts = [batches.at(step, rank, world_size) for step in range(epoch*batches.steps_per_epoch, (epoch + 1)*batches.steps_per_epoch) for rank in range(world_size)]
+    parts = [
+        batches.at(step, rank, world_size)
+        for step in range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
+        for rank in range(world_size)
+    ]
     return {k: torch.cat([p[k] for p in parts]).numpy() for k in parts[0]}
 
 
 def check_rows(rows):
     "What must hold in every row, whatever the documents were."
-    for ids, labels, positions, segments in zip(*(rows[k] for k in ("input_ids", "labels", "position_ids", "segment_ids"))):
+    for ids, labels, positions, segments in zip(
+        *(rows[k] for k in ("input_ids", "labels", "position_ids", "segment_ids"))
+    ):
         n = int((segments > 0).sum())
-        assert not segments[n:].any() and not ids[n:].any() and not positions[n:].any() and (labels[n:] == IGNORE).all()   # filler at the end only
+        # filler at the end only
+        assert (
+            not segments[n:].any()
+            and not ids[n:].any()
+            and not positions[n:].any()
+            and (labels[n:] == IGNORE).all()
+        )
         starts = np.flatnonzero(np.diff(segments[:n], prepend=0))
-        assert (np.diff(segments[:n], prepend=0)[starts] == 1).all()              # 1, 1, 1, 2, 2, 3 …
+        # 1, 1, 1, 2, 2, 3 …
+        assert (np.diff(segments[:n], prepend=0)[starts] == 1).all()
         for begin, end in zip(starts, [*starts[1:], n]):
-            assert positions[begin:end].tolist() == list(range(end - begin)) and labels[begin] == IGNORE
-            assert (np.diff(ids[begin:end]) == 1).all()                           # consecutive tokens of one document
+            assert (
+                positions[begin:end].tolist() == list(range(end - begin))
+                and labels[begin] == IGNORE
+            )
+            # consecutive tokens of one document
+            assert (np.diff(ids[begin:end]) == 1).all()
         assert ((labels == IGNORE) | (labels == ids)).all()
 
 
@@ -106,9 +177,17 @@ def test_every_token_is_learned_once(lengths, seq_len, batch_size, world_size, s
     batches = PackedBatches(store, seq_len, batch_size, seed)
     rows = epoch_of(batches, world_size=world_size)
     check_rows(rows)
-    want = sorted(int(t) for i in range(len(lengths)) for t in store.tokens[store.offsets[i] + 1:store.offsets[i + 1]])
+    want = sorted(
+        int(t)
+        for i in range(len(lengths))
+        for t in store.tokens[store.offsets[i] + 1 : store.offsets[i + 1]]
+    )
     assert sorted(rows["labels"][rows["labels"] != IGNORE].tolist()) == want
-    assert batches.fill*batches.rows*seq_len == pytest.approx((rows["segment_ids"] > 0).sum()) == batches.tokens_per_epoch
+    assert (
+        batches.fill * batches.rows * seq_len
+        == pytest.approx((rows["segment_ids"] > 0).sum())
+        == batches.tokens_per_epoch
+    )
 
 
 @given(LENGTHS, st.data())
@@ -116,21 +195,33 @@ def test_chats_keep_their_head_and_their_mask(lengths, data):
     masks = [data.draw(st.lists(st.booleans(), min_size=n, max_size=n)) for n in lengths]
     seq_len = data.draw(st.integers(2, 24))
     store = MemoryStore(lengths, masks)
-    want = [[1000*i + t + 1 for t in range(1, min(n, seq_len)) if masks[i][t]] for i, n in enumerate(lengths)]
+    want = [
+        [1000 * i + t + 1 for t in range(1, min(n, seq_len)) if masks[i][t]]
+        for i, n in enumerate(lengths)
+    ]
     empty = [i for i, labels in enumerate(want) if not labels]
     if empty:
-        with pytest.raises(ValueError, match=rf"^file:{empty[0] + 1}: nothing to learn"): PackedBatches(store, seq_len, 2)
+        with pytest.raises(ValueError, match=rf"^file:{empty[0] + 1}: nothing to learn"):
+            PackedBatches(store, seq_len, 2)
     if len(empty) == len(lengths):
-        with pytest.raises(ValueError, match="raise seq_len"): PackedBatches(store, seq_len, 2, on_bad_line="skip")
+        with pytest.raises(ValueError, match="raise seq_len"):
+            PackedBatches(store, seq_len, 2, on_bad_line="skip")
         return
     batches = PackedBatches(store, seq_len, 2, on_bad_line="skip")
     rows = epoch_of(batches)
     check_rows(rows)
     assert batches.skipped == len(empty)
-    assert sorted(rows["labels"][rows["labels"] != IGNORE].tolist()) == sorted(t for labels in want for t in labels)
-    heads = Counter((rows["input_ids"][(rows["position_ids"] == 0) & (rows["segment_ids"] > 0)] - 1)//1000)
-    assert heads == Counter(i for i in range(len(lengths)) if i not in empty)      # each document once, whole or cut
-    assert (rows["segment_ids"] > 0).sum() == sum(min(n, seq_len) for i, n in enumerate(lengths) if i not in empty)
+    assert sorted(rows["labels"][rows["labels"] != IGNORE].tolist()) == sorted(
+        t for labels in want for t in labels
+    )
+    heads = Counter(
+        (rows["input_ids"][(rows["position_ids"] == 0) & (rows["segment_ids"] > 0)] - 1) // 1000
+    )
+    # each document once, whole or cut
+    assert heads == Counter(i for i in range(len(lengths)) if i not in empty)
+    assert (rows["segment_ids"] > 0).sum() == sum(
+        min(n, seq_len) for i, n in enumerate(lengths) if i not in empty
+    )
 
 
 @given(LENGTHS, st.integers(1, 6), st.integers(1, 9), st.integers(0, 30))
@@ -141,322 +232,601 @@ def test_ranks_share_a_step(lengths, batch_size, world_size, step):
     real = [share["input_ids"].tolist() for share in shares if share["segment_ids"].any()]
     assert sorted(sum(real, [])) == sorted(whole)
     sizes = [len(share["input_ids"]) for share in shares]
-    assert max(sizes) - min(sizes) <= 1 and min(sizes) >= 1                         # all have something to compute
+    # all have something to compute
+    assert max(sizes) - min(sizes) <= 1 and min(sizes) >= 1
     for share in shares:
-        if not share["segment_ids"].any(): assert (share["labels"] == IGNORE).all()
+        if not share["segment_ids"].any():
+            assert (share["labels"] == IGNORE).all()
 
 
-@given(LENGTHS, st.integers(1, 6), st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(0, 5))
+@given(
+    LENGTHS,
+    st.integers(1, 6),
+    st.lists(st.integers(0, 40), min_size=1, max_size=6),
+    st.integers(0, 5),
+)
 def test_a_batch_is_a_pure_function(lengths, batch_size, steps, seed):
     store = MemoryStore(lengths)
     one = PackedBatches(store, 16, batch_size, seed)
     for step in steps:
-        for k, v in PackedBatches(store, 16, batch_size, seed).at(step).items(): assert torch.equal(v, one.at(step)[k])
+        for k, v in PackedBatches(store, 16, batch_size, seed).at(step).items():
+            assert torch.equal(v, one.at(step)[k])
 
 
 def test_epochs_have_the_same_rows_in_another_order():
-    batches = PackedBatches(MemoryStore([10]*64), 20, 4)
+    batches = PackedBatches(MemoryStore([10] * 64), 20, 4)
     epochs = [epoch_of(batches, e)["input_ids"].tolist() for e in range(3)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
-    assert epoch_of(PackedBatches(MemoryStore([10]*64), 20, 4, seed=1))["input_ids"].tolist() != epochs[0]
+    assert (
+        epoch_of(PackedBatches(MemoryStore([10] * 64), 20, 4, seed=1))["input_ids"].tolist()
+        != epochs[0]
+    )
 
 
 def test_the_tail_batch_is_kept():
-    batches = PackedBatches(MemoryStore([8]*11), 8, 4)
-    assert batches.steps_per_epoch == 3 and [len(batches.at(s)["input_ids"]) for s in range(3)] == [4, 4, 3]
+    batches = PackedBatches(MemoryStore([8] * 11), 8, 4)
+    assert batches.steps_per_epoch == 3 and [len(batches.at(s)["input_ids"]) for s in range(3)] == [
+        4,
+        4,
+        3,
+    ]
 
 
 def test_rows_are_nearly_full():
     lengths = np.random.default_rng(0).integers(10, 300, 5000)
-    assert PackedBatches(MemoryStore(lengths.tolist()), 512, 8).fill > .98
+    assert PackedBatches(MemoryStore(lengths.tolist()), 512, 8).fill > 0.98
 
 
-@pytest.mark.parametrize("kw, message", [(dict(seq_len=1), "at least 2 tokens"), (dict(batch_size=0), "at least 1 row"), (dict(long="drop"), "split or truncate")])
+@pytest.mark.parametrize(
+    "kw, message",
+    [
+        (dict(seq_len=1), "at least 2 tokens"),
+        (dict(batch_size=0), "at least 1 row"),
+        (dict(long="drop"), "split or truncate"),
+    ],
+)
 def test_packing_refuses(kw, message):
-    with pytest.raises(ValueError, match=message): PackedBatches(MemoryStore([5]), **dict(seq_len=8, batch_size=2) | kw)
+    with pytest.raises(ValueError, match=message):
+        PackedBatches(MemoryStore([5]), **dict(seq_len=8, batch_size=2) | kw)
 
 
 def test_a_conversation_is_never_split():
-    with pytest.raises(ValueError, match="can't be split"): PackedBatches(MemoryStore([5], [[1]*5]), 8, 2, long="split")
+    with pytest.raises(ValueError, match="can't be split"):
+        PackedBatches(MemoryStore([5], [[1] * 5]), 8, 2, long="split")
 
 
 def test_documents_in_a_row_do_not_see_each_other():
-    "The loss of a packed batch is the sum of its documents' losses, and a change in one leaves the others' as they were."
+    """The loss of a packed batch is the sum of its documents' losses, and a change in one leaves
+    the others' as they were."""
     torch.manual_seed(0)
-    model = MiniMind(ModelConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64, vocab_size=6000)).eval()
+    model = MiniMind(
+        ModelConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=64,
+            vocab_size=6000,
+        )
+    ).eval()
     lengths = [5, 9, 3, 7, 2]
     batch = PackedBatches(MemoryStore(lengths), 26, 1).at(0)
-    alone = sum(causal_lm_loss(model, {"input_ids": (ids := torch.arange(n)[None] + 1 + 1000*i), "labels": ids})[0] for i, n in enumerate(lengths))
+    alone = sum(
+        causal_lm_loss(
+            model, {"input_ids": (ids := torch.arange(n)[None] + 1 + 1000 * i), "labels": ids}
+        )[0]
+        for i, n in enumerate(lengths)
+    )
     with torch.no_grad():
-        assert causal_lm_loss(model, batch)[0].item() == pytest.approx(alone.item(), rel=1e-5)     # float32, another order of additions
+        # float32, another order of additions
+        assert causal_lm_loss(model, batch)[0].item() == pytest.approx(alone.item(), rel=1e-5)
         inputs = {k: v for k, v in batch.items() if k != "labels"}
         before = model(**inputs)
-        inputs["input_ids"] = batch["input_ids"].clone(); inputs["input_ids"][0, 1] = 5999
+        inputs["input_ids"] = batch["input_ids"].clone()
+        inputs["input_ids"][0, 1] = 5999
         moved = (model(**inputs) - before).abs().amax(-1)[0]
     first = batch["segment_ids"][0] == 1
     assert moved[first].max() > 1e-3 and moved[~first].max() < 1e-6
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------------
+# ---- reading
+# ---------------------------------------------------------------------------------------------------------
 BAD = {  # line -> what the message says
-    b"": "empty line", b"  \r": "empty line", b'{"text": "cut': "broken JSON", b"{'text': 1}": "broken JSON", b'{"text": "a\x00b"}': "broken JSON: Invalid control character",
-    b'{"text": "a"} x': "broken JSON: Extra data", b'{"text": ' + b"9"*5000 + b"}": "broken JSON: Exceeds" if hasattr(sys, "set_int_max_str_digits") else "text is not a string", b'"text"': "not an object: str", b"[]": "not an object: list", b"null": "not an object: NoneType",
-    b'{"text": "caf\xe9"}': "invalid UTF-8: byte 0xe9", b"\xff\xfe{": "invalid UTF-8: byte 0xff", b'{"text": "' + b"x"*20_000 + b'"}': "line too long: 20,013 bytes, the limit is 15,000", b"["*12_000: "nested too deep",
-    b'{"txt": "a"}': "no text field", b'{"text": 5}': "text is not a string: it is int", b'{"text": null}': "text is not a string", b'{"text": " \\u0000\\n "}': "empty text",
-    b'{"text": "\\ud83d"}': "lone surrogate"}
-GOOD = [b'{"text": "fine"}', b'{"text": "fine \\u0000"}\r', b'{"more": 1, "text": "\\ud83d\\ude42"}']
+    b"": "empty line",
+    b"  \r": "empty line",
+    b'{"text": "cut': "broken JSON",
+    b"{'text': 1}": "broken JSON",
+    b'{"text": "a\x00b"}': "broken JSON: Invalid control character",
+    b'{"text": "a"} x': "broken JSON: Extra data",
+    b'{"text": ' + b"9" * 5000 + b"}": "broken JSON: Exceeds"
+    if hasattr(sys, "set_int_max_str_digits")
+    else "text is not a string",
+    b'"text"': "not an object: str",
+    b"[]": "not an object: list",
+    b"null": "not an object: NoneType",
+    b'{"text": "caf\xe9"}': "invalid UTF-8: byte 0xe9",
+    b"\xff\xfe{": "invalid UTF-8: byte 0xff",
+    b'{"text": "' + b"x" * 20_000 + b'"}': "line too long: 20,013 bytes, the limit is 15,000",
+    b"[" * 12_000: "nested too deep",
+    b'{"txt": "a"}': "no text field",
+    b'{"text": 5}': "text is not a string: it is int",
+    b'{"text": null}': "text is not a string",
+    b'{"text": " \\u0000\\n "}': "empty text",
+    b'{"text": "\\ud83d"}': "lone surrogate",
+}
+GOOD = [
+    b'{"text": "fine"}',
+    b'{"text": "fine \\u0000"}\r',
+    b'{"more": 1, "text": "\\ud83d\\ude42"}',
+]
 
 
-@pytest.mark.parametrize("line", BAD, ids=[f"{n}-{reason[:13]}" for n, reason in enumerate(BAD.values())])
+@pytest.mark.parametrize(
+    "line", BAD, ids=[f"{n}-{reason[:13]}" for n, reason in enumerate(BAD.values())]
+)
 def test_a_bad_line_is_named(tmp_path, line):
-    path = tmp_path/"data.jsonl"
+    path = tmp_path / "data.jsonl"
     path.write_bytes(b"\n".join([*GOOD, line, GOOD[0]]) + b"\n")
-    with pytest.raises(BadLine) as error: list(JsonlReader(path, check=text_row, max_line_bytes=15_000))
-    assert str(error.value).startswith(f"{path}:4: ") and BAD[line] in str(error.value) and len(str(error.value)) < 400
+    with pytest.raises(BadLine) as error:
+        list(JsonlReader(path, check=text_row, max_line_bytes=15_000))
+    assert (
+        str(error.value).startswith(f"{path}:4: ")
+        and BAD[line] in str(error.value)
+        and len(str(error.value)) < 400
+    )
     assert isinstance(error.value, ValueError)
 
 
 def test_skipping_counts_every_bad_line(tmp_path, tok):
     lines = [*GOOD, *BAD, *GOOD[1:], *BAD]
-    path = tmp_path/"data.jsonl"
-    path.write_bytes(b"\n".join(lines))                                   # no line end after the last
+    path = tmp_path / "data.jsonl"
+    # no line end after the last
+    path.write_bytes(b"\n".join(lines))
     reader = JsonlReader(path, check=text_row, on_bad_line="skip", max_line_bytes=15_000)
     kept = list(reader)
-    assert [text for _, text in kept] == ["fine", "fine", "🙂", "fine", "🙂"] and [number for number, _ in kept][:3] == [1, 2, 3]
-    assert reader.skipped.total() == 2*len(BAD) and reader.skipped["empty line"] == 4 and reader.skipped["not an object"] == 6
+    assert [text for _, text in kept] == ["fine", "fine", "🙂", "fine", "🙂"] and [
+        number for number, _ in kept
+    ][:3] == [1, 2, 3]
+    assert (
+        reader.skipped.total() == 2 * len(BAD)
+        and reader.skipped["empty line"] == 4
+        and reader.skipped["not an object"] == 6
+    )
     assert reader.bytes_read == path.stat().st_size
-    assert list(reader) == kept and reader.skipped.total() == 2*len(BAD)  # a second pass does not count twice
-    store = build(path, tok, tmp_path/"store", on_bad_line="skip", max_line_bytes=15_000)
-    assert len(store) == 2 and store.meta["skipped"]["duplicate"] == 3    # "fine" three times, the face twice
+    # a second pass does not count twice
+    assert list(reader) == kept and reader.skipped.total() == 2 * len(BAD)
+    store = build(path, tok, tmp_path / "store", on_bad_line="skip", max_line_bytes=15_000)
+    # "fine" three times, the face twice
+    assert len(store) == 2 and store.meta["skipped"]["duplicate"] == 3
     assert len(store) + sum(store.meta["skipped"].values()) == len(lines)
 
 
 @pytest.mark.parametrize("encoding, newline", [("utf-8-sig", "\n"), ("utf-8", "\r\n")])
 def test_files_from_windows(tmp_path, encoding, newline):
-    path = tmp_path/"data.jsonl"
+    path = tmp_path / "data.jsonl"
     path.write_text('{"text": "one"}\n{"text": "二"}\n', encoding=encoding, newline=newline)
     assert list(JsonlReader(path, check=text_row)) == [(1, "one"), (2, "二")]
 
 
-@pytest.mark.parametrize("content, what", [('{"text": "one"}'.encode("utf-16"), "UTF-16; convert it"), (gzip.compress(b'{"text": "one"}'), "compressed by gzip")])
+@pytest.mark.parametrize(
+    "content, what",
+    [
+        ('{"text": "one"}'.encode("utf-16"), "UTF-16; convert it"),
+        (gzip.compress(b'{"text": "one"}'), "compressed by gzip"),
+    ],
+)
 @pytest.mark.parametrize("name", ["data.jsonl", "data.txt"])
 def test_a_file_that_is_no_utf8_text_is_refused_whole(tmp_path, name, content, what):
     "Also where bad lines may be skipped: what is left of such a file is nothing, or nonsense."
-    (tmp_path/name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} is {what}"): list(open_texts(tmp_path/name, on_bad_line="skip"))
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is {what}"):
+        list(open_texts(tmp_path / name, on_bad_line="skip"))
 
 
 def test_an_empty_line_at_the_end_is_no_row(tmp_path):
-    (tmp_path/"data.jsonl").write_text('{"text": "one"}\n \n')
-    assert [n for n, _ in JsonlReader(tmp_path/"data.jsonl")] == [1]
-    (tmp_path/"data.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}\n')
-    with pytest.raises(BadLine, match="data.jsonl:2: empty line"): list(JsonlReader(tmp_path/"data.jsonl"))
+    (tmp_path / "data.jsonl").write_text('{"text": "one"}\n \n')
+    assert [n for n, _ in JsonlReader(tmp_path / "data.jsonl")] == [1]
+    (tmp_path / "data.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}\n')
+    with pytest.raises(BadLine, match="data.jsonl:2: empty line"):
+        list(JsonlReader(tmp_path / "data.jsonl"))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.binary(max_size=40).map(lambda b: b.replace(b"\n", b"")) | st.sampled_from(GOOD + list(BAD)), min_size=1, max_size=12), st.sampled_from([20, 15_000]))
+@given(
+    st.lists(
+        st.binary(max_size=40).map(lambda b: b.replace(b"\n", b""))
+        | st.sampled_from(GOOD + list(BAD)),
+        min_size=1,
+        max_size=12,
+    ),
+    st.sampled_from([20, 15_000]),
+)
 def test_no_bytes_break_the_reader(tmp_path, lines, limit):
-    path = tmp_path/"any.jsonl"
+    path = tmp_path / "any.jsonl"
     path.write_bytes(b"\n".join([b"{}", *lines]) + b"\n")
     reader = JsonlReader(path, check=text_row, on_bad_line="skip", max_line_bytes=limit)
-    assert len(list(reader)) + reader.skipped.total() == len(lines) + 1 - (not lines[-1].strip())       # an empty line at the end is no row
+    # an empty line at the end is no row
+    assert len(list(reader)) + reader.skipped.total() == len(lines) + 1 - (not lines[-1].strip())
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(["user", "assistant", "tool", "[]", "{}", '[{"name": 1}]', "<think>", "<tool_call>{"]),
-                    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from("role content tools tool_calls function functions name arguments reasoning_content".split()), x, max_size=4), max_leaves=12)
-MESSAGE = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "tool", "system"]), "content": JSON}, optional={k: JSON for k in ("tools", "tool_calls", "functions", "reasoning_content")})
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=8)
+    | st.sampled_from(
+        ["user", "assistant", "tool", "[]", "{}", '[{"name": 1}]', "<think>", "<tool_call>{"]
+    ),
+    lambda x: (
+        st.lists(x, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                "role content tools tool_calls function functions name arguments "
+                "reasoning_content".split()
+            ),
+            x,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool", "system"]), "content": JSON},
+    optional={k: JSON for k in ("tools", "tool_calls", "functions", "reasoning_content")},
+)
 
 
 @settings(max_examples=200)
-@given(st.fixed_dictionaries({"conversations": JSON | st.lists(JSON | MESSAGE, max_size=3)}, optional={"tools": JSON}))
+@given(
+    st.fixed_dictionaries(
+        {"conversations": JSON | st.lists(JSON | MESSAGE, max_size=3)}, optional={"tools": JSON}
+    )
+)
 def test_no_chat_row_breaks_the_check(row):
-    try: messages, tools = chat_row(row)
-    except ValueError as error: assert str(error)
-    else: assert any(m["role"] == "assistant" for m in messages)
+    try:
+        messages, tools = chat_row(row)
+    except ValueError as error:
+        assert str(error)
+    else:
+        assert any(m["role"] == "assistant" for m in messages)
 
 
-@pytest.mark.parametrize("row, reason", [
-    ({"text": "x"}, "needs a list of messages"), (chat("q", ""), "empty assistant reply"), ({"conversations": [{"role": "user", "content": "q"}]}, "no assistant turn"),
-    ({"conversations": [{"role": "robot", "content": "q"}]}, "unknown role"), (chat("q", 5), "content must be a string"), (chat("\ud800", "a"), "lone surrogate"),
-    ({**chat("q", "a"), "tools": "[{"}, "tools is"),
-    ('{"conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": [{"a": ' + '{"a": '*600 + "1" + "}"*602 + "]}"[1:] + "}", None)])
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        ({"text": "x"}, "needs a list of messages"),
+        (chat("q", ""), "empty assistant reply"),
+        ({"conversations": [{"role": "user", "content": "q"}]}, "no assistant turn"),
+        ({"conversations": [{"role": "robot", "content": "q"}]}, "unknown role"),
+        (chat("q", 5), "content must be a string"),
+        (chat("\ud800", "a"), "lone surrogate"),
+        ({**chat("q", "a"), "tools": "[{"}, "tools is"),
+        (
+            '{"conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": [{"a": '
+            + '{"a": ' * 600
+            + "1"
+            + "}" * 602
+            + "]}"[1:]
+            + "}",
+            None,
+        ),
+    ],
+)
 def test_a_bad_chat_is_named(tmp_path, tok, row, reason):
-    path = tmp_path/"chat.jsonl"
-    path.write_text("\n".join([json.dumps(chat("q", "a")), row if isinstance(row, str) else json.dumps(row)]) + "\n")
-    with pytest.raises(BadLine, match=rf"chat.jsonl:2: .*{reason or ''}"): build(path, tok, tmp_path/"store", kind="sft")
-    store = build(path, tok, tmp_path/"store", kind="sft", on_bad_line="skip")
+    path = tmp_path / "chat.jsonl"
+    path.write_text(
+        "\n".join([json.dumps(chat("q", "a")), row if isinstance(row, str) else json.dumps(row)])
+        + "\n"
+    )
+    with pytest.raises(BadLine, match=rf"chat.jsonl:2: .*{reason or ''}"):
+        build(path, tok, tmp_path / "store", kind="sft")
+    store = build(path, tok, tmp_path / "store", kind="sft", on_bad_line="skip")
     assert len(store) == 1 and sum(store.meta["skipped"].values()) == 1
 
 
 def test_what_the_template_refuses_is_named_too(tmp_path, tok):
-    tok = Tokenizer(tok.json); tok.chat_template = "{{ raise_exception('no') if messages | length == 3 }}" + CHAT_TEMPLATE
-    path = write(tmp_path/"chat.jsonl", [chat("q", "a"), {"conversations": [{"role": "system", "content": "s"}, *chat("q", "a")["conversations"]]}])
-    with pytest.raises(BadLine, match="chat.jsonl:2: .*refuses"): build(path, tok, tmp_path/"store", kind="sft")
+    tok = Tokenizer(tok.json)
+    tok.chat_template = "{{ raise_exception('no') if messages | length == 3 }}" + CHAT_TEMPLATE
+    path = write(
+        tmp_path / "chat.jsonl",
+        [
+            chat("q", "a"),
+            {
+                "conversations": [
+                    {"role": "system", "content": "s"},
+                    *chat("q", "a")["conversations"],
+                ]
+            },
+        ],
+    )
+    with pytest.raises(BadLine, match="chat.jsonl:2: .*refuses"):
+        build(path, tok, tmp_path / "store", kind="sft")
 
 
 def test_a_million_lines_with_bad_ones(tmp_path):
     "The line that killed somebody's run was number 1,182,414."
-    path, bad = tmp_path/"long.jsonl", {7: '{"text": "cut', 500_000: "", 1_182_414: '{"text": "cut'}
-    with open(path, "w") as f: f.writelines(bad.get(n, '{"text": "line %d"}' % n) + "\n" for n in range(1, 1_200_001))
+    path, bad = (
+        tmp_path / "long.jsonl",
+        {7: '{"text": "cut', 500_000: "", 1_182_414: '{"text": "cut'},
+    )
+    with open(path, "w") as f:
+        f.writelines(bad.get(n, '{"text": "line %d"}' % n) + "\n" for n in range(1, 1_200_001))
     reader = JsonlReader(path, on_bad_line="skip")
     kept = [number for number, _ in reader]
     assert len(kept) == 1_199_997 and not bad.keys() & set(kept) and kept[-1] == 1_200_000
     assert reader.skipped == {"broken JSON": 2, "empty line": 1}
 
 
-# ---- plain text ------------------------------------------------------------------------------------------------------
-def joined(path, **kw): return "".join("".join(text.split()) for _, text in TextReader(path, **kw))
+# ---- plain text
+# ------------------------------------------------------------------------------------------------------
+def joined(path, **kw):
+    return "".join("".join(text.split()) for _, text in TextReader(path, **kw))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.text(st.sampled_from("aé水🙂 \n"), max_size=400), st.sampled_from(["\n", "\r\n"]), st.integers(1, 9))
+@given(
+    st.text(st.sampled_from("aé水🙂 \n"), max_size=400),
+    st.sampled_from(["\n", "\r\n"]),
+    st.integers(1, 9),
+)
 def test_plain_text_loses_nothing(tmp_path, text, newline, block):
-    path = tmp_path/"book.txt"
+    path = tmp_path / "book.txt"
     path.write_text(text, encoding="utf-8", newline=newline)
-    reader = type("Small", (TextReader,), dict(document_chars=30, block_bytes=block))(path)      # blocks that end within characters
-    assert "".join("".join(t.split()) for _, t in reader) == "".join(text.split()) and not reader.skipped
-    assert all(len(t) <= 30*2 + max(map(len, text.split("\n") or [""])) for _, t in reader)
+    # blocks that end within characters
+    reader = type("Small", (TextReader,), dict(document_chars=30, block_bytes=block))(path)
+    assert (
+        "".join("".join(t.split()) for _, t in reader) == "".join(text.split())
+        and not reader.skipped
+    )
+    assert all(len(t) <= 30 * 2 + max(map(len, text.split("\n") or [""])) for _, t in reader)
 
 
 def test_one_endless_line(tmp_path):
-    (tmp_path/"line.txt").write_text("水调歌头"*200_000, encoding="utf-8")
-    reader = TextReader(tmp_path/"line.txt")
+    (tmp_path / "line.txt").write_text("水调歌头" * 200_000, encoding="utf-8")
+    reader = TextReader(tmp_path / "line.txt")
     documents = list(reader)
-    assert "".join(t for _, t in documents) == "水调歌头"*200_000 and {n for n, _ in documents} == {1} and max(len(t) for _, t in documents) < 70_000
+    assert (
+        "".join(t for _, t in documents) == "水调歌头" * 200_000
+        and {n for n, _ in documents} == {1}
+        and max(len(t) for _, t in documents) < 70_000
+    )
 
 
 def test_plain_text_names_bad_bytes(tmp_path):
-    (tmp_path/"book.txt").write_bytes("早\n".encode()*5 + b"caf\xe9\n" + "上\n".encode())
-    with pytest.raises(BadLine, match="book.txt:6: invalid UTF-8: byte 0xe9 at column 4"): joined(tmp_path/"book.txt")
-    assert joined(tmp_path/"book.txt", on_bad_line="skip") == "早"*5 + "上"
+    (tmp_path / "book.txt").write_bytes("早\n".encode() * 5 + b"caf\xe9\n" + "上\n".encode())
+    with pytest.raises(BadLine, match="book.txt:6: invalid UTF-8: byte 0xe9 at column 4"):
+        joined(tmp_path / "book.txt")
+    assert joined(tmp_path / "book.txt", on_bad_line="skip") == "早" * 5 + "上"
 
 
 def test_text_documents_know_their_line(tmp_path):
-    (tmp_path/"book.txt").write_text("".join(f"{'word '*100}{n}\n\n" for n in range(12)))
-    assert [n for n, _ in TextReader(tmp_path/"book.txt")] == [1, 9, 17]
+    (tmp_path / "book.txt").write_text("".join(f"{'word ' * 100}{n}\n\n" for n in range(12)))
+    assert [n for n, _ in TextReader(tmp_path / "book.txt")] == [1, 9, 17]
 
 
 @given(st.text())
-def test_cleaning_twice_changes_nothing(text): assert clean_text(clean_text(text)) == clean_text(text)
+def test_cleaning_twice_changes_nothing(text):
+    assert clean_text(clean_text(text)) == clean_text(text)
 
 
-@pytest.mark.parametrize("raw, clean", [("cafe\u0301", "caf\u00e9"), ("cafe\x00\u0301", "caf\u00e9"), ("a\r\nb\rc", "a\nb\nc"), ("a  \t\n\n \n\nb", "a\n\nb"), (" \ta\x07\x7f\n", "a"), ("a\tb  c", "a\tb  c")])
-def test_cleaning(raw, clean): assert clean_text(raw) == clean
+@pytest.mark.parametrize(
+    "raw, clean",
+    [
+        ("cafe\u0301", "caf\u00e9"),
+        ("cafe\x00\u0301", "caf\u00e9"),
+        ("a\r\nb\rc", "a\nb\nc"),
+        ("a  \t\n\n \n\nb", "a\n\nb"),
+        (" \ta\x07\x7f\n", "a"),
+        ("a\tb  c", "a\tb  c"),
+    ],
+)
+def test_cleaning(raw, clean):
+    assert clean_text(raw) == clean
 
 
 @given(st.lists(st.text(), max_size=20))
-def test_the_held_out_side_never_depends_on_others(texts): assert [in_heldout(t, 3) for t in texts] == [in_heldout(t, 3) for t in reversed(texts)][::-1]
+def test_the_held_out_side_never_depends_on_others(texts):
+    assert [in_heldout(t, 3) for t in texts] == [in_heldout(t, 3) for t in reversed(texts)][::-1]
 
 
-# ---- the store -------------------------------------------------------------------------------------------------------
+# ---- the store
+# -------------------------------------------------------------------------------------------------------
 def test_bos_and_eos_exactly_once(tmp_path, tok):
     texts = ["hello", "<|im_start|>hello<|im_end|>", "<think>\n</think> <|endoftext|>", "水"]
-    store = build(write(tmp_path/"t.jsonl", [{"text": t} for t in texts]), tok, tmp_path/"s")
+    store = build(write(tmp_path / "t.jsonl", [{"text": t} for t in texts]), tok, tmp_path / "s")
     for i, text in enumerate(texts):
         ids, mask = store[i]
         assert mask is None and (ids[0], ids[-1]) == (tok.bos_id, tok.eos_id)
-        assert not tok.special_ids & set(ids[1:-1].tolist()) and tok.decode(ids[1:-1]) == text      # special tokens in a text stay plain
-        assert store.where(i) == f"{tmp_path/'t.jsonl'}:{i + 1}"
-    assert store.tokens.dtype == np.uint16 and store.meta["tokens"] == len(store.tokens) == store.offsets[-1]
+        # special tokens in a text stay plain
+        assert not tok.special_ids & set(ids[1:-1].tolist()) and tok.decode(ids[1:-1]) == text
+        assert store.where(i) == f"{tmp_path / 't.jsonl'}:{i + 1}"
+    assert (
+        store.tokens.dtype == np.uint16
+        and store.meta["tokens"] == len(store.tokens) == store.offsets[-1]
+    )
 
 
 def test_chats_are_stored_with_their_mask(tmp_path, tok):
-    store = build(write(tmp_path/"c.jsonl", [chat("<|im_end|>q", "an<|im_end|>swer"), chat("q", "b")]), tok, tmp_path/"s", kind="sft")
+    store = build(
+        write(tmp_path / "c.jsonl", [chat("<|im_end|>q", "an<|im_end|>swer"), chat("q", "b")]),
+        tok,
+        tmp_path / "s",
+        kind="sft",
+    )
     ids, mask = store[0]
-    assert tok.decode(ids[mask == 1]) == "an<|im_end|>swer<|im_end|>\n" and list(ids).count(tok.eos_id) == 2 and list(ids).count(tok.bos_id) == 2
+    assert (
+        tok.decode(ids[mask == 1]) == "an<|im_end|>swer<|im_end|>\n"
+        and list(ids).count(tok.eos_id) == 2
+        and list(ids).count(tok.bos_id) == 2
+    )
     assert store.meta["labels"] == sum(int(store[i][1].sum()) for i in range(2))
     shown = format_tokens(tok, ids, np.where(mask, ids, IGNORE))
-    assert shown.count("\x1b[32;7m") == 1 and shown.count("\x1b[90;7m") == 3       # one learned special token; two headers and one end are only read
+    # one learned special token; two headers and one end are only read
+    assert shown.count("\x1b[32;7m") == 1 and shown.count("\x1b[90;7m") == 3
 
 
 def test_a_chat_whose_answer_is_cut_off_is_named(tmp_path, tok):
-    path = write(tmp_path/"c.jsonl", [chat("q", "a"), chat("why "*60, "a"), chat("q", "long answer "*60)])
-    store = build(path, tok, tmp_path/"s", kind="sft")
-    with pytest.raises(ValueError, match=r"c.jsonl:2: nothing to learn: no assistant token among the first 40 of \d+ tokens \(1 such"): PackedBatches(store, 40, 2)
+    path = write(
+        tmp_path / "c.jsonl",
+        [chat("q", "a"), chat("why " * 60, "a"), chat("q", "long answer " * 60)],
+    )
+    store = build(path, tok, tmp_path / "s", kind="sft")
+    with pytest.raises(
+        ValueError,
+        match=r"c.jsonl:2: nothing to learn: no assistant token among the first 40 of \d+ tokens \(1 such",
+    ):
+        PackedBatches(store, 40, 2)
     batches = PackedBatches(store, 40, 2, on_bad_line="skip")
-    assert (batches.skipped, batches.truncated, batches.rows) == (1, 2, 2) and sorted(batches.sources(0)) == [f"{path}:1", f"{path}:3"]
+    assert (batches.skipped, batches.truncated, batches.rows) == (1, 2, 2) and sorted(
+        batches.sources(0)
+    ) == [f"{path}:1", f"{path}:3"]
     labels = batches.at(0)["labels"]
     assert ((labels != IGNORE).sum(1) > 0).all()
 
 
 def test_real_samples_add_up(tmp_path, tok):
-    for kind, name in (("pretrain", "pretrain_heldout_zh.jsonl"), ("sft", "sft_tools.jsonl"), ("sft", "reason.jsonl"), ("sft", "lora_identity.jsonl")):
-        store = build(sample(name), tok, tmp_path/name, kind=kind)
-        assert len(store) + sum(store.meta["skipped"].values()) == manifest()["files"][name]["lines"]
+    for kind, name in (
+        ("pretrain", "pretrain_heldout_zh.jsonl"),
+        ("sft", "sft_tools.jsonl"),
+        ("sft", "reason.jsonl"),
+        ("sft", "lora_identity.jsonl"),
+    ):
+        store = build(sample(name), tok, tmp_path / name, kind=kind)
+        assert (
+            len(store) + sum(store.meta["skipped"].values()) == manifest()["files"][name]["lines"]
+        )
         batches = PackedBatches(store, 1024, 4)
         labels = epoch_of(batches)["labels"]
-        assert (labels != IGNORE).sum() == store.meta["labels"] - (0 if kind == "pretrain" else sum(int(store[i][1][1024:].sum()) for i in range(len(store))))
+        assert (labels != IGNORE).sum() == store.meta["labels"] - (
+            0
+            if kind == "pretrain"
+            else sum(int(store[i][1][1024:].sum()) for i in range(len(store)))
+        )
         assert all(source.startswith(str(sample(name))) for source in batches.sources(0))
 
 
 def test_the_split_is_a_partition(tmp_path, tok):
-    path = write(tmp_path/"t.jsonl", [{"text": f"document {n}"} for n in range(400)] + [{"text": "document 3"}])
-    train, held = (build(path, tok, tmp_path/side, split=side) for side in ("train", "heldout"))
+    path = write(
+        tmp_path / "t.jsonl",
+        [{"text": f"document {n}"} for n in range(400)] + [{"text": "document 3"}],
+    )
+    train, held = (build(path, tok, tmp_path / side, split=side) for side in ("train", "heldout"))
     texts = [{tok.decode(s[i][0][1:-1]) for i in range(len(s))} for s in (train, held)]
-    assert not texts[0] & texts[1] and len(texts[0] | texts[1]) == 400 and texts[1] == {f"document {n}" for n in range(400) if in_heldout(f"document {n}")} != set()
-    for store in (train, held): assert len(store) + store.meta["other_split"] + store.meta["skipped"]["duplicate"] == 401
+    assert (
+        not texts[0] & texts[1]
+        and len(texts[0] | texts[1]) == 400
+        and texts[1]
+        == {f"document {n}" for n in range(400) if in_heldout(f"document {n}")}
+        != set()
+    )
+    for store in (train, held):
+        assert len(store) + store.meta["other_split"] + store.meta["skipped"]["duplicate"] == 401
 
 
 def test_dedup_can_be_off(tmp_path, tok):
-    path = write(tmp_path/"t.jsonl", [{"text": "same"}]*3)
-    assert len(build(path, tok, tmp_path/"a")) == 1 and len(build(path, tok, tmp_path/"b", dedup=False)) == 3
+    path = write(tmp_path / "t.jsonl", [{"text": "same"}] * 3)
+    assert (
+        len(build(path, tok, tmp_path / "a")) == 1
+        and len(build(path, tok, tmp_path / "b", dedup=False)) == 3
+    )
 
 
 def test_a_store_is_made_again_only_when_something_changed(tmp_path, tok):
-    path = write(tmp_path/"t.jsonl", [{"text": "one"}])
-    stamp = lambda: (tmp_path/"s"/"meta.json").stat().st_ino
-    build(path, tok, tmp_path/"s"); first = stamp()
-    build(path, tok, tmp_path/"s"); assert stamp() == first
-    other = Tokenizer.train(["other text"]*9, 300)
-    for change in (dict(split="train"), dict(dedup=False), dict(on_bad_line="skip"), dict(max_line_bytes=999), dict(tok=other)):
+    path = write(tmp_path / "t.jsonl", [{"text": "one"}])
+    stamp = lambda: (tmp_path / "s" / "meta.json").stat().st_ino
+    build(path, tok, tmp_path / "s")
+    first = stamp()
+    build(path, tok, tmp_path / "s")
+    assert stamp() == first
+    other = Tokenizer.train(["other text"] * 9, 300)
+    for change in (
+        dict(split="train"),
+        dict(dedup=False),
+        dict(on_bad_line="skip"),
+        dict(max_line_bytes=999),
+        dict(tok=other),
+    ):
         before = stamp()
-        build(path, change.pop("tok", tok), tmp_path/"s", **change)
+        build(path, change.pop("tok", tok), tmp_path / "s", **change)
         assert stamp() != before, change
-    write(path, [{"text": "two"}]); os.utime(path, ns=(1, 1))            # the same size, another time
-    assert tok.decode(build(path, tok, tmp_path/"s")[0][0][1:-1]) == "two"
-    chats = write(tmp_path/"c.jsonl", [chat("q", "a")])
-    plain = build(chats, tok, tmp_path/"c", kind="sft")[0][0].tolist()
-    templated = Tokenizer(tok.json); templated.chat_template = CHAT_TEMPLATE.replace("<|im_start|>user", "<|im_start|>USER").replace("'<|im_start|>' + message.role", "'<|im_start|>X'")
-    assert build(chats, templated, tmp_path/"c", kind="sft")[0][0].tolist() != plain
+    # the same size, another time
+    write(path, [{"text": "two"}])
+    os.utime(path, ns=(1, 1))
+    assert tok.decode(build(path, tok, tmp_path / "s")[0][0][1:-1]) == "two"
+    chats = write(tmp_path / "c.jsonl", [chat("q", "a")])
+    plain = build(chats, tok, tmp_path / "c", kind="sft")[0][0].tolist()
+    templated = Tokenizer(tok.json)
+    templated.chat_template = CHAT_TEMPLATE.replace("<|im_start|>user", "<|im_start|>USER").replace(
+        "'<|im_start|>' + message.role", "'<|im_start|>X'"
+    )
+    assert build(chats, templated, tmp_path / "c", kind="sft")[0][0].tolist() != plain
 
 
 def test_a_store_never_replaces_other_files(tmp_path, tok):
-    path = write(tmp_path/"t.jsonl", [{"text": "one"}])
-    with pytest.raises(ValueError, match="holds other files"): build(path, tok, tmp_path)
+    path = write(tmp_path / "t.jsonl", [{"text": "one"}])
+    with pytest.raises(ValueError, match="holds other files"):
+        build(path, tok, tmp_path)
     assert path.exists()
 
 
 def test_nothing_left_behind_by_a_failure(tmp_path, tok):
-    path = write(tmp_path/"t.jsonl", [{"text": "one"}, "{"])
-    with pytest.raises(BadLine): build(path, tok, tmp_path/"s")
-    with pytest.raises(FileNotFoundError, match="gone.jsonl"): build([path, tmp_path/"gone.jsonl"], tok, tmp_path/"s")
-    with pytest.raises(ValueError, match="no document is left.*empty text"): build(write(tmp_path/"e.jsonl", [{"text": ""}]), tok, tmp_path/"s", on_bad_line="skip")
+    path = write(tmp_path / "t.jsonl", [{"text": "one"}, "{"])
+    with pytest.raises(BadLine):
+        build(path, tok, tmp_path / "s")
+    with pytest.raises(FileNotFoundError, match="gone.jsonl"):
+        build([path, tmp_path / "gone.jsonl"], tok, tmp_path / "s")
+    with pytest.raises(ValueError, match="no document is left.*empty text"):
+        build(write(tmp_path / "e.jsonl", [{"text": ""}]), tok, tmp_path / "s", on_bad_line="skip")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["e.jsonl", "t.jsonl"]
-    with pytest.raises(FileNotFoundError, match="not a token store"): TokenStore(tmp_path/"s")
+    with pytest.raises(FileNotFoundError, match="not a token store"):
+        TokenStore(tmp_path / "s")
 
 
 def test_a_cut_store_is_noticed_and_made_again(tmp_path, tok):
-    path = write(tmp_path/"t.jsonl", [{"text": "one two three"}])
-    whole = build(path, tok, tmp_path/"s")[0][0].tolist()
-    (tmp_path/"s"/"tokens.bin").write_bytes(b"\1\0")
-    with pytest.raises(ValueError, match="damaged"): TokenStore(tmp_path/"s")
-    assert build(path, tok, tmp_path/"s")[0][0].tolist() == whole
+    path = write(tmp_path / "t.jsonl", [{"text": "one two three"}])
+    whole = build(path, tok, tmp_path / "s")[0][0].tolist()
+    (tmp_path / "s" / "tokens.bin").write_bytes(b"\1\0")
+    with pytest.raises(ValueError, match="damaged"):
+        TokenStore(tmp_path / "s")
+    assert build(path, tok, tmp_path / "s")[0][0].tolist() == whole
 
 
-@pytest.mark.parametrize("kw, message", [(dict(kind="dpo"), "pretrain or sft"), (dict(split="test"), "train, heldout"), (dict(on_bad_line="ignore"), "stop or skip")])
+@pytest.mark.parametrize(
+    "kw, message",
+    [
+        (dict(kind="dpo"), "pretrain or sft"),
+        (dict(split="test"), "train, heldout"),
+        (dict(on_bad_line="ignore"), "stop or skip"),
+    ],
+)
 def test_build_refuses(tmp_path, tok, kw, message):
-    with pytest.raises(ValueError, match=message): build(write(tmp_path/"t.jsonl", [{"text": "one"}]), tok, tmp_path/"s", **kw)
+    with pytest.raises(ValueError, match=message):
+        build(write(tmp_path / "t.jsonl", [{"text": "one"}]), tok, tmp_path / "s", **kw)
 
 
 def test_samples_are_whole():
-    for name, entry in manifest()["files"].items(): assert file_sha256(sample(name)) == entry["sha256"], name
+    for name, entry in manifest()["files"].items():
+        assert file_sha256(sample(name)) == entry["sha256"], name
 
 
-# ---- other processes -------------------------------------------------------------------------------------------------
+# ---- other processes
+# -------------------------------------------------------------------------------------------------
 def python(code, *args, **kw):
-    env = os.environ | {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=Path(__file__).parents[1], **kw)
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "RAYON_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        cwd=Path(__file__).parents[1],
+        **kw,
+    )
 
 
 BUILD = """
@@ -472,33 +842,43 @@ def grow(path, megabytes):
     texts = [text for _, text in open_texts(sample("pretrain_en.jsonl"))]
     size, n = 0, 0
     with open(path, "w", encoding="utf-8") as f:
-        while size < megabytes*1e6:
+        while size < megabytes * 1e6:
             line = json.dumps({"text": f"{n} {texts[n % len(texts)]}"}, ensure_ascii=False) + "\n"
-            f.write(line); size += len(line.encode()); n += 1
+            f.write(line)
+            size += len(line.encode())
+            n += 1
     return n
 
 
 def test_a_killed_build_leaves_no_half_store(tmp_path, tok):
-    tok.save(tmp_path/"tok"); grow(tmp_path/"t.jsonl", 8)
-    process = python(BUILD, tmp_path/"t.jsonl", tmp_path/"tok", tmp_path/"s")
+    tok.save(tmp_path / "tok")
+    grow(tmp_path / "t.jsonl", 8)
+    process = python(BUILD, tmp_path / "t.jsonl", tmp_path / "tok", tmp_path / "s")
     half = lambda: [p for p in tmp_path.glob(".s.*.tmp/tokens.bin") if p.stat().st_size > 0]
     while not half():
         assert process.poll() is None, process.communicate()[1]
-        time.sleep(.01)
-    process.send_signal(signal.SIGKILL); process.wait()
-    assert not (tmp_path/"s").exists() and half()
-    write(tmp_path/"t.jsonl", [{"text": "one"}])
-    build(tmp_path/"t.jsonl", tok, tmp_path/"s")
-    assert half()                                                     # it might belong to another process that is still at work …
-    for f in [*half()[0].parent.iterdir(), half()[0].parent]: os.utime(f, (1, 1))
-    write(tmp_path/"t.jsonl", [{"text": "two"}])
-    build(tmp_path/"t.jsonl", tok, tmp_path/"s")
-    assert not half() and len(TokenStore(tmp_path/"s")) == 1          # … until it is clear that it doesn't
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "s").exists() and half()
+    write(tmp_path / "t.jsonl", [{"text": "one"}])
+    build(tmp_path / "t.jsonl", tok, tmp_path / "s")
+    # it might belong to another process that is still at work …
+    assert half()
+    for f in [*half()[0].parent.iterdir(), half()[0].parent]:
+        os.utime(f, (1, 1))
+    write(tmp_path / "t.jsonl", [{"text": "two"}])
+    build(tmp_path / "t.jsonl", tok, tmp_path / "s")
+    # … until it is clear that it doesn't
+    assert not half() and len(TokenStore(tmp_path / "s")) == 1
 
 
 def test_processes_may_build_the_same_store(tmp_path, tok):
-    tok.save(tmp_path/"tok"); n = grow(tmp_path/"t.jsonl", 1)
-    for process in [python(BUILD, tmp_path/"t.jsonl", tmp_path/"tok", tmp_path/"s") for _ in range(2)]:
+    tok.save(tmp_path / "tok")
+    n = grow(tmp_path / "t.jsonl", 1)
+    for process in [
+        python(BUILD, tmp_path / "t.jsonl", tmp_path / "tok", tmp_path / "s") for _ in range(2)
+    ]:
         out, err = process.communicate()
         assert process.returncode == 0 and int(out) == n, err
     assert not list(tmp_path.glob(".s.*"))
@@ -522,12 +902,18 @@ done.set()
 
 
 def test_memory_is_flat(tmp_path, tok):
-    "Ten times the file, the same memory: tokenise, pack, and read rows from everywhere in the store."
-    tok.save(tmp_path/"tok"); grow(tmp_path/"a.jsonl", 3); documents = grow(tmp_path/"b.jsonl", 30)
-    out, err = python(EPOCH, tmp_path/"tok", tmp_path/"a.jsonl", tmp_path/"b.jsonl").communicate()
+    """Ten times the file, the same memory: tokenise, pack, and read rows from everywhere in the
+    store."""
+    tok.save(tmp_path / "tok")
+    grow(tmp_path / "a.jsonl", 3)
+    documents = grow(tmp_path / "b.jsonl", 30)
+    out, err = python(
+        EPOCH, tmp_path / "tok", tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    ).communicate()
     assert out.split()[3:] == [str(documents)], err
     small, large = map(int, out.split()[::2])
-    assert large - small < 12e6, f"{(large - small)/1e6:.1f} MB more"    # 12 MB are less than the 20 MB of its tokens or the 30 MB of its text
+    # 12 MB are less than the 20 MB of its tokens or the 30 MB of its text
+    assert large - small < 12e6, f"{(large - small) / 1e6:.1f} MB more"
 
 
 SHORT_TRAINING = """
@@ -548,36 +934,65 @@ print(peak[0], time.time() - start)
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_gigabyte_trains_in_the_memory_of_a_megabyte(tmp_path, tok):
-    "About 1.4 million documents: in memory is their index and the fingerprints of those seen, some 60 bytes each, and none of their text."
-    tok.save(tmp_path/"tok"); grow(tmp_path/"a.jsonl", 1); documents = grow(tmp_path/"b.jsonl", 1000)
-    with open(tmp_path/"b.jsonl", "a") as f: f.write("{broken\n")
+    """About 1.4 million documents: in memory is their index and the fingerprints of those seen,
+    some 60 bytes each, and none of their text."""
+    tok.save(tmp_path / "tok")
+    grow(tmp_path / "a.jsonl", 1)
+    documents = grow(tmp_path / "b.jsonl", 1000)
+    with open(tmp_path / "b.jsonl", "a") as f:
+        f.write("{broken\n")
     peaks = []
     for name in ("a", "b"):
-        out, err = python(SHORT_TRAINING, tmp_path/"tok", tmp_path/f"{name}.jsonl").communicate()
+        out, err = python(
+            SHORT_TRAINING, tmp_path / "tok", tmp_path / f"{name}.jsonl"
+        ).communicate()
         assert out.strip(), err
-        peaks.append(float(out.split()[-2])/1e6)
+        peaks.append(float(out.split()[-2]) / 1e6)
         print(f"{name}: peak {peaks[-1]:.0f} MB, {float(out.split()[-1]):.0f} s")
-    store = TokenStore(tmp_path/"b.jsonl.run"/"store")
-    assert store.meta["skipped"] == {"broken JSON": 1} and len(store) + store.meta["other_split"] == documents
+    store = TokenStore(tmp_path / "b.jsonl.run" / "store")
+    assert (
+        store.meta["skipped"] == {"broken JSON": 1}
+        and len(store) + store.meta["other_split"] == documents
+    )
     assert peaks[1] - peaks[0] < 200
 
 
-# ---- order of rows ---------------------------------------------------------------------------------------------------
+# ---- order of rows
+# ---------------------------------------------------------------------------------------------------
 def test_epoch_rows_visit_every_row_once_an_epoch():
     order = EpochRows(10, 4, seed=3)
-    epochs = [np.concatenate([order.at(3*e + i) for i in range(3)]) for e in range(3)]
+    epochs = [np.concatenate([order.at(3 * e + i) for i in range(3)]) for e in range(3)]
     assert order.steps_per_epoch == 3 and len(order.at(2)) == 2
-    assert all(sorted(e) == list(range(10)) for e in epochs) and any((a != b).any() for a, b in zip(epochs, epochs[1:]))
-    assert (EpochRows(10, 4, seed=3).at(7) == order.at(7)).all()                            # a pure function of seed and step
-    with pytest.raises(ValueError, match="batch_size=0"): EpochRows(10, 0)
+    assert all(sorted(e) == list(range(10)) for e in epochs) and any(
+        (a != b).any() for a, b in zip(epochs, epochs[1:])
+    )
+    # a pure function of seed and step
+    assert (EpochRows(10, 4, seed=3).at(7) == order.at(7)).all()
+    with pytest.raises(ValueError, match="batch_size=0"):
+        EpochRows(10, 0)
 
 
-@pytest.mark.parametrize("builder", ["skills", "dpo", "lora", "examples"])      # the others need downloads
+# the others need downloads
+@pytest.mark.parametrize("builder", ["skills", "dpo", "lora", "examples"])
 def test_generated_samples_are_what_their_builder_makes(tmp_path, builder):
     "Who changes a builder has to commit what it makes now."
-    made = {name for name, e in manifest()["files"].items() if e["builder"].endswith(f"--only {builder}")}
-    shutil.copytree(data_dir(), tmp_path/"data_samples", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in made: (tmp_path/"data_samples"/name).unlink()
-    program = tmp_path/"data_samples"/"builders"/"build.py"
-    subprocess.run([sys.executable, str(program), "--only", builder], check=True, env=os.environ | {"PYTHONPATH": str(Path(minimind.__file__).parents[1]), "PYTHONUTF8": "1"})
-    for name in made: assert (tmp_path/"data_samples"/name).read_bytes() == (data_dir()/name).read_bytes(), name
+    made = {
+        name
+        for name, e in manifest()["files"].items()
+        if e["builder"].endswith(f"--only {builder}")
+    }
+    shutil.copytree(
+        data_dir(), tmp_path / "data_samples", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for name in made:
+        (tmp_path / "data_samples" / name).unlink()
+    program = tmp_path / "data_samples" / "builders" / "build.py"
+    subprocess.run(
+        [sys.executable, str(program), "--only", builder],
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(Path(minimind.__file__).parents[1]), "PYTHONUTF8": "1"},
+    )
+    for name in made:
+        assert (tmp_path / "data_samples" / name).read_bytes() == (
+            data_dir() / name
+        ).read_bytes(), name

@@ -1,4 +1,5 @@
 "Measures: each against its definition, computed in the plainest way."
+
 import json
 import lzma
 import math
@@ -16,18 +17,36 @@ from minimind.data import build_store
 from minimind.model import MiniMind, ModelConfig
 from minimind.tokenizer import Tokenizer
 
-TEXTS = ["The cat sat on the mat. 猫坐在垫子上。", "A dog ran over the hill and far away, and the cat sat on.", "Ünïcödé 👋 text", "short", "the " * 60]
+TEXTS = [
+    "The cat sat on the mat. 猫坐在垫子上。",
+    "A dog ran over the hill and far away, and the cat sat on.",
+    "Ünïcödé 👋 text",
+    "short",
+    "the " * 60,
+]
 
 
 @pytest.fixture(scope="module")
-def tok(): return Tokenizer.train(TEXTS * 3, 320)
+def tok():
+    return Tokenizer.train(TEXTS * 3, 320)
 
 
 @pytest.fixture(scope="module")
 def model(tok):  # untrained, but far from uniform: a wrong context or position changes every number
     seed_everything(1)
-    return MiniMind(ModelConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=48, head_dim=16,
-                                vocab_size=tok.vocab_size, initializer_range=.2, max_position_embeddings=512)).eval()
+    return MiniMind(
+        ModelConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=48,
+            head_dim=16,
+            vocab_size=tok.vocab_size,
+            initializer_range=0.2,
+            max_position_embeddings=512,
+        )
+    ).eval()
 
 
 @torch.no_grad()
@@ -35,14 +54,17 @@ def logprob(model, context, token):  # log p(token | context), by the definition
     return float(model(torch.tensor([context]))[0, -1].log_softmax(-1)[token])
 
 
-# ---- bits per byte ---------------------------------------------------------------------------------------------------
+# ---- bits per byte
+# ---------------------------------------------------------------------------------------------------
+
 
 @given(n=st.integers(1, 60), seq_len=st.integers(2, 20), data=st.data())
 def test_windows_score_each_token_once(n, seq_len, data):
     stride = data.draw(st.integers(1, seq_len - 1))
     scored = []
     for ids, labels in ev.score_windows(range(n), seq_len, stride):
-        assert 1 <= len(ids) == len(labels) <= seq_len and labels[0] == ev.IGNORE      # the shift drops a window's first label
+        # the shift drops a window's first label
+        assert 1 <= len(ids) == len(labels) <= seq_len and labels[0] == ev.IGNORE
         assert all(label in (ev.IGNORE, i) for i, label in zip(ids, labels))
         scored += [label for label in labels if label != ev.IGNORE]
     assert scored == list(range(1, n))
@@ -50,22 +72,28 @@ def test_windows_score_each_token_once(n, seq_len, data):
 
 @pytest.mark.parametrize("seq_len, stride", [(8, 8), (8, 9), (8, 0), (8, -1), (1, 1)])
 def test_a_stride_that_would_miss_tokens_is_refused(seq_len, stride):
-    with pytest.raises(ValueError, match=f"stride={stride}"): list(ev.score_windows(range(30), seq_len, stride))
+    with pytest.raises(ValueError, match=f"stride={stride}"):
+        list(ev.score_windows(range(30), seq_len, stride))
 
 
 @pytest.mark.parametrize("seq_len, stride", [(16, None), (16, 1), (16, 15), (7, 3), (256, None)])
 def test_bits_per_byte_is_its_definition(model, tok, seq_len, stride):
-    step, nats, tokens = stride or seq_len//2, 0., 0
+    step, nats, tokens = stride or seq_len // 2, 0.0, 0
     for text in TEXTS:
         ids = [tok.bos_id, *tok.encode(text)]
         for t in range(1, len(ids)):
-            start = step*max(0, -(-(t - seq_len + 1)//step))     # of the first window that reaches t
-            nats -= logprob(model, ids[start:t], ids[t]); tokens += 1
+            # of the first window that reaches t
+            start = step * max(0, -(-(t - seq_len + 1) // step))
+            nats -= logprob(model, ids[start:t], ids[t])
+            tokens += 1
     size = len("".join(TEXTS).encode())
     got = ev.bits_per_byte(model, tok, TEXTS, seq_len, stride)
     assert got["tokens"] == tokens and got["bytes"] == size
-    assert got["bits_per_byte"] == pytest.approx(nats/math.log(2)/size, rel=1e-5)      # float32 sums
-    assert got["loss"] == pytest.approx(nats/tokens, rel=1e-5) and got["perplexity"] == pytest.approx(math.exp(nats/tokens), rel=1e-4)
+    # float32 sums
+    assert got["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+    assert got["loss"] == pytest.approx(nats / tokens, rel=1e-5) and got[
+        "perplexity"
+    ] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
 
 
 def test_bits_per_byte_depends_on_the_texts_only(model, tok):
@@ -78,102 +106,172 @@ def test_bits_per_byte_depends_on_the_texts_only(model, tok):
 
 def test_bits_per_byte_of_nothing(model, tok):
     for texts in ([], [""]):
-        with pytest.raises(ValueError, match="nothing to predict"): ev.bits_per_byte(model, tok, texts)
+        with pytest.raises(ValueError, match="nothing to predict"):
+            ev.bits_per_byte(model, tok, texts)
 
 
 def test_blind_model_needs_the_bits_of_a_token(tok):
-    model = MiniMind(ModelConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, intermediate_size=8, head_dim=8, vocab_size=tok.vocab_size, initializer_range=0.))
-    assert ev.bits_per_byte(model, tok, TEXTS)["loss"] == pytest.approx(math.log(tok.vocab_size), rel=1e-6)
+    model = MiniMind(
+        ModelConfig(
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+            intermediate_size=8,
+            head_dim=8,
+            vocab_size=tok.vocab_size,
+            initializer_range=0.0,
+        )
+    )
+    assert ev.bits_per_byte(model, tok, TEXTS)["loss"] == pytest.approx(
+        math.log(tok.vocab_size), rel=1e-6
+    )
 
 
 def test_a_tokenizer_without_bos_starts_with_its_end_of_text(tok):
     class NoBos:
-        bos_id, eos_id, encode, token_to_id = None, 7, staticmethod(tok.encode), staticmethod({"<|endoftext|>": 5}.get)
-    class Other(NoBos): token_to_id = staticmethod({}.get)
-    class Neither(Other): eos_id = None
+        bos_id, eos_id, encode, token_to_id = (
+            None,
+            7,
+            staticmethod(tok.encode),
+            staticmethod({"<|endoftext|>": 5}.get),
+        )
+
+    class Other(NoBos):
+        token_to_id = staticmethod({}.get)
+
+    class Neither(Other):
+        eos_id = None
+
     assert [ev.text_ids(t, "a")[0] for t in (tok, NoBos, Other)] == [tok.bos_id, 5, 7]
-    with pytest.raises(ValueError, match="neither bos nor eos"): ev.text_ids(Neither, "a")
+    with pytest.raises(ValueError, match="neither bos nor eos"):
+        ev.text_ids(Neither, "a")
 
 
-# ---- baselines -------------------------------------------------------------------------------------------------------
+# ---- baselines
+# -------------------------------------------------------------------------------------------------------
+
 
 def naive_bigram(tokens, V):
     "Witten and Bell's method C with dictionaries."
     pairs, N = Counter(zip(tokens, tokens[1:])), len(tokens)
-    def unigram(t): return (tokens.count(t) + 1)/(N + V)
+
+    def unigram(t):
+        return (tokens.count(t) + 1) / (N + V)
+
     def bigram(s, t):
         after = {b: n for (a, b), n in pairs.items() if a == s}
-        if not after: return unigram(t)
-        return (after.get(t, 0) + len(after)*unigram(t))/(sum(after.values()) + len(after))
+        if not after:
+            return unigram(t)
+        return (after.get(t, 0) + len(after) * unigram(t)) / (sum(after.values()) + len(after))
+
     return unigram, bigram
 
 
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=40))
 def test_bigram(tokens):
-    V = 7                                       # 5 and 6 never occur
-    model, (unigram, bigram) = ev.Bigram(np.array(tokens, dtype=np.uint16), V), naive_bigram(tokens, V)
+    V = 7  # 5 and 6 never occur
+    model, (unigram, bigram) = (
+        ev.Bigram(np.array(tokens, dtype=np.uint16), V),
+        naive_bigram(tokens, V),
+    )
     assert model.unigram == pytest.approx([unigram(t) for t in range(V)])
     table = np.array([model(np.full(V, s), np.arange(V)) for s in range(V)])
     assert table == pytest.approx(np.array([[bigram(s, t) for t in range(V)] for s in range(V)]))
-    assert table.sum(-1) == pytest.approx(np.ones(V)) and model.unigram.sum() == pytest.approx(1) and (table > 0).all()
+    assert (
+        table.sum(-1) == pytest.approx(np.ones(V))
+        and model.unigram.sum() == pytest.approx(1)
+        and (table > 0).all()
+    )
 
 
 def test_ngram_bits_per_byte(tok, tmp_path):
-    (tmp_path/"t.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS), encoding="utf-8")
-    store = build_store([tmp_path/"t.jsonl"], tok, tmp_path/"store", progress=False)
+    (tmp_path / "t.jsonl").write_text(
+        "".join(json.dumps({"text": t}) + "\n" for t in TEXTS), encoding="utf-8"
+    )
+    store = build_store([tmp_path / "t.jsonl"], tok, tmp_path / "store", progress=False)
     unigram, bigram = naive_bigram(list(map(int, store.tokens)), tok.vocab_size)
     texts = ["The dog sat.", "zzz 火"]
     ids = [[tok.bos_id, *tok.encode(t)] for t in texts]
     size = len("".join(texts).encode())
     got = ev.ngram_bits_per_byte(store, tok, texts)
-    assert got["unigram"] == pytest.approx(-sum(math.log2(unigram(t)) for row in ids for t in row[1:])/size)
-    assert got["bigram"] == pytest.approx(-sum(math.log2(bigram(s, t)) for row in ids for s, t in zip(row, row[1:]))/size)
+    assert got["unigram"] == pytest.approx(
+        -sum(math.log2(unigram(t)) for row in ids for t in row[1:]) / size
+    )
+    assert got["bigram"] == pytest.approx(
+        -sum(math.log2(bigram(s, t)) for row in ids for s, t in zip(row, row[1:])) / size
+    )
     assert ev.ngram_bits_per_byte(store, tok, texts, max_tokens=5) != got
     json.dumps(got)
 
 
 def test_xz():
     text = " ".join(f"line {i}" for i in range(500))
-    assert ev.xz_bits_per_byte([text]) == 8*len(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))/len(text)
-    assert ev.xz_bits_per_byte([text], first=[text]) < ev.xz_bits_per_byte([text])/4
-    with pytest.raises(ValueError, match="no text"): ev.xz_bits_per_byte([])
+    assert ev.xz_bits_per_byte([text]) == 8 * len(
+        lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME)
+    ) / len(text)
+    assert ev.xz_bits_per_byte([text], first=[text]) < ev.xz_bits_per_byte([text]) / 4
+    with pytest.raises(ValueError, match="no text"):
+        ev.xz_bits_per_byte([])
 
 
-# ---- shares ----------------------------------------------------------------------------------------------------------
+# ---- shares
+# ----------------------------------------------------------------------------------------------------------
+
 
 def test_wilson_by_hand():
-    # 8 of 10: d = 1 + 3.8416/10 = 1.38416; middle = (.8 + .19208)/d; half = 1.96·sqrt(.016 + .009604)/d
-    middle, half = .99208/1.38416, 1.96*math.sqrt(.025604)/1.38416
+    # 8 of 10: d = 1 + 3.8416/10 = 1.38416; middle = (.8 + .19208)/d; half = 1.96·sqrt(.016 +
+    # .009604)/d
+    middle, half = 0.99208 / 1.38416, 1.96 * math.sqrt(0.025604) / 1.38416
     assert ev.wilson(8, 10) == pytest.approx((middle - half, middle + half), abs=1e-9)
-    assert ev.wilson(8, 10) == pytest.approx((.4902, .9433), abs=1e-4)          # as the literature rounds it
+    # as the literature rounds it
+    assert ev.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert ev.wilson(0, 0) == (0, 1) and ev.wilson(0, 5)[0] == 0 and ev.wilson(5, 5)[1] == 1
     for right, n in ((6, 5), (-1, 5)):
-        with pytest.raises(ValueError): ev.wilson(right, n)
+        with pytest.raises(ValueError):
+            ev.wilson(right, n)
 
 
 @given(n=st.integers(1, 2000), data=st.data())
 def test_wilson_holds_the_share(n, data):
     right = data.draw(st.integers(0, n))
     low, high = ev.wilson(right, n)
-    assert 0 <= low <= right/n <= high <= 1 and low < high
+    assert 0 <= low <= right / n <= high <= 1 and low < high
     assert ev.wilson(n - right, n) == pytest.approx((1 - high, 1 - low))
     wide = ev.wilson(right, n, z=2.58)
     assert wide[0] <= low and high <= wide[1]
 
 
-# ---- choices ---------------------------------------------------------------------------------------------------------
+# ---- choices
+# ---------------------------------------------------------------------------------------------------------
 
-ITEMS = [dict(question="The cat sat on", choices=[" the mat", " a", " over the hill and far away"], answer=0),
-         dict(question="猫", choices=["坐", "垫子上"], answer=1, context="The dog"),
-         dict(question="the the the the the the the the", choices=[" the", " cat sat", "x", " dog ran over"], answer=3)]
+ITEMS = [
+    dict(
+        question="The cat sat on",
+        choices=[" the mat", " a", " over the hill and far away"],
+        answer=0,
+    ),
+    dict(question="猫", choices=["坐", "垫子上"], answer=1, context="The dog"),
+    dict(
+        question="the the the the the the the the",
+        choices=[" the", " cat sat", "x", " dog ran over"],
+        answer=3,
+    ),
+]
 
 
 def naive_choices(model, tok, item, as_chat):
-    if as_chat: head = encode_chat(tok, [{"role": "user", "content": item["question"]}], add_generation_prompt=True)[0]
-    else: head = [tok.bos_id, *tok.encode(item.get("context", item["question"]))]
+    if as_chat:
+        head = encode_chat(
+            tok, [{"role": "user", "content": item["question"]}], add_generation_prompt=True
+        )[0]
+    else:
+        head = [tok.bos_id, *tok.encode(item.get("context", item["question"]))]
+
     def score(choice):
         ids = tok.encode(choice)
         return sum(logprob(model, head + ids[:t], ids[t]) for t in range(len(ids)))
+
     return [score(c) for c in item["choices"]]
 
 
@@ -181,102 +279,213 @@ def naive_choices(model, tok, item, as_chat):
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
 def test_choices_are_scored_by_their_probability(model, tok, as_chat, batch_size):
     got = ev.choice_logprobs(model, tok, ITEMS, as_chat, batch_size)
-    for row, item in zip(got, ITEMS): assert row == pytest.approx(naive_choices(model, tok, item, as_chat), rel=1e-4)
+    for row, item in zip(got, ITEMS):
+        assert row == pytest.approx(naive_choices(model, tok, item, as_chat), rel=1e-4)
 
 
 def test_multiple_choice(model, tok):
     def best(item, per_byte):
-        scores = [s/len(c.encode()) if per_byte else s for s, c in zip(naive_choices(model, tok, item, False), item["choices"])]
+        scores = [
+            s / len(c.encode()) if per_byte else s
+            for s, c in zip(naive_choices(model, tok, item, False), item["choices"])
+        ]
         return scores.index(max(scores))
+
     for per_byte in (True, False):
         right = [item | {"answer": best(item, per_byte)} for item in ITEMS]
-        wrong = [item | {"answer": (best(item, per_byte) + 1) % len(item["choices"])} for item in ITEMS]
+        wrong = [
+            item | {"answer": (best(item, per_byte) + 1) % len(item["choices"])} for item in ITEMS
+        ]
         got = ev.multiple_choice(model, tok, iter(right), per_byte=per_byte)
-        assert got["accuracy"] == 1 and got["n"] == 3 and (got["low"], got["high"]) == ev.wilson(3, 3)
-        assert got["chance"] == pytest.approx((1/3 + 1/2 + 1/4)/3)
+        assert (
+            got["accuracy"] == 1 and got["n"] == 3 and (got["low"], got["high"]) == ev.wilson(3, 3)
+        )
+        assert got["chance"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 4) / 3)
         assert ev.multiple_choice(model, tok, wrong, per_byte=per_byte)["accuracy"] == 0
-    assert [best(i, True) for i in ITEMS] != [best(i, False) for i in ITEMS], "these items should tell the two scores apart"
+    assert [best(i, True) for i in ITEMS] != [best(i, False) for i in ITEMS], (
+        "these items should tell the two scores apart"
+    )
 
 
 def test_length_is_counted_in_bytes(model, tok, monkeypatch):
-    monkeypatch.setattr(ev, "choice_logprobs", lambda *args: [[-6., -4.]])
-    item = dict(question="?", choices=["猫猫", "ab"], answer=0)        # -1 and -2 a byte, -3 and -2 a character
-    assert ev.multiple_choice(model, tok, [item])["accuracy"] == 1 and ev.multiple_choice(model, tok, [item], per_byte=False)["accuracy"] == 0
+    monkeypatch.setattr(ev, "choice_logprobs", lambda *args: [[-6.0, -4.0]])
+    # -1 and -2 a byte, -3 and -2 a character
+    item = dict(question="?", choices=["猫猫", "ab"], answer=0)
+    assert (
+        ev.multiple_choice(model, tok, [item])["accuracy"] == 1
+        and ev.multiple_choice(model, tok, [item], per_byte=False)["accuracy"] == 0
+    )
 
 
-@pytest.mark.parametrize("change, says", [(dict(question=3), "question"), (dict(choices=["a"]), "two texts"), (dict(choices=["a", ""]), "empty"), (dict(choices="ab"), "list"),
-                                          (dict(answer=2), "0 to 1"), (dict(answer=-1), "0 to 1"), (dict(answer="a"), "'a'"), (dict(answer=True), "True")])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (dict(question=3), "question"),
+        (dict(choices=["a"]), "two texts"),
+        (dict(choices=["a", ""]), "empty"),
+        (dict(choices="ab"), "list"),
+        (dict(answer=2), "0 to 1"),
+        (dict(answer=-1), "0 to 1"),
+        (dict(answer="a"), "'a'"),
+        (dict(answer=True), "True"),
+    ],
+)
 def test_malformed_items(model, tok, change, says):
-    with pytest.raises(ValueError, match=says): ev.multiple_choice(model, tok, [dict(question="q", choices=["a", "b"], answer=0) | change])
+    with pytest.raises(ValueError, match=says):
+        ev.multiple_choice(model, tok, [dict(question="q", choices=["a", "b"], answer=0) | change])
 
 
 def test_no_items(model, tok):
-    with pytest.raises(ValueError, match="no items"): ev.multiple_choice(model, tok, [])
-    with pytest.raises(ValueError, match="no questions"): ev.exact_match(model, tok, [])
+    with pytest.raises(ValueError, match="no items"):
+        ev.multiple_choice(model, tok, [])
+    with pytest.raises(ValueError, match="no questions"):
+        ev.exact_match(model, tok, [])
 
 
-# ---- answers ---------------------------------------------------------------------------------------------------------
+# ---- answers
+# ---------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("reply, answer, right", [
-    ("72", "72", True), ("7+5=12, 2+4+1=7. 27+45=72", "72", True), ("27+45=72.", "72", True), ("答案是７２。", "72", True), ("072", "72", True), ("72", "072", True),
-    ("72 or 71", "72", False), ("", "72", False), ("", "0", False), ("none", "0", False), ("0", "0", True), ("000", "0", True),
-    ("-3", "3", False), ("3", "-3", False), ("is -3", "-3", True), ("1−4=−3", "-3", True), ("7-4=3", "3", True), ("5 - 2 = 3", "3", True), ("9-6", "6", True),
-    ("2.5", "5", False), ("2.5", "2", False), ("72.0", "72", False),
-    ("The answer is Friday.", "friday", True), ("Monday, Tuesday. The answer is Tuesday", "Tuesday", True), ("Friday", "Monday", False), ("It is Friday, I think", "friday", False),
-    ("3 , 17, 42", "3,17,42", True), ("3、17、42。", "3, 17, 42", True), ("3, 42, 17", "3,17,42", False),
-    ("7是奇数，所以7是奇数。", "奇数", True), ("k：3", "3", True), ("a b c", "a b c", True), ("a  b c!", "A b c", True),
-    ("12:30", "12:30", True), ("this is it", "this is it", True), ("", "yes", False), ("yes", "", False)])
-def test_is_right(reply, answer, right): assert ev.is_right(reply, answer) is right
+
+@pytest.mark.parametrize(
+    "reply, answer, right",
+    [
+        ("72", "72", True),
+        ("7+5=12, 2+4+1=7. 27+45=72", "72", True),
+        ("27+45=72.", "72", True),
+        ("答案是７２。", "72", True),
+        ("072", "72", True),
+        ("72", "072", True),
+        ("72 or 71", "72", False),
+        ("", "72", False),
+        ("", "0", False),
+        ("none", "0", False),
+        ("0", "0", True),
+        ("000", "0", True),
+        ("-3", "3", False),
+        ("3", "-3", False),
+        ("is -3", "-3", True),
+        ("1−4=−3", "-3", True),
+        ("7-4=3", "3", True),
+        ("5 - 2 = 3", "3", True),
+        ("9-6", "6", True),
+        ("2.5", "5", False),
+        ("2.5", "2", False),
+        ("72.0", "72", False),
+        ("The answer is Friday.", "friday", True),
+        ("Monday, Tuesday. The answer is Tuesday", "Tuesday", True),
+        ("Friday", "Monday", False),
+        ("It is Friday, I think", "friday", False),
+        ("3 , 17, 42", "3,17,42", True),
+        ("3、17、42。", "3, 17, 42", True),
+        ("3, 42, 17", "3,17,42", False),
+        ("7是奇数，所以7是奇数。", "奇数", True),
+        ("k：3", "3", True),
+        ("a b c", "a b c", True),
+        ("a  b c!", "A b c", True),
+        ("12:30", "12:30", True),
+        ("this is it", "this is it", True),
+        ("", "yes", False),
+        ("yes", "", False),
+    ],
+)
+def test_is_right(reply, answer, right):
+    assert ev.is_right(reply, answer) is right
 
 
 @given(st.text())
-def test_a_text_is_its_own_answer(text): assert ev.is_right(text, text)
+def test_a_text_is_its_own_answer(text):
+    assert ev.is_right(text, text)
 
 
 @given(st.text(alphabet="ab .,:=是-", max_size=20), st.integers(-999, 9999))
-def test_no_number_is_no_number(text, n): assert not ev.is_right(text, str(n))
+def test_no_number_is_no_number(text, n):
+    assert not ev.is_right(text, str(n))
 
 
-@pytest.mark.parametrize("name", ["sft_skills.jsonl", "sft_skills_heldout.jsonl", "sft_chat_en_heldout.jsonl", "sft_chat_zh_heldout.jsonl"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sft_skills.jsonl",
+        "sft_skills_heldout.jsonl",
+        "sft_chat_en_heldout.jsonl",
+        "sft_chat_zh_heldout.jsonl",
+    ],
+)
 def test_the_shipped_references_are_right(name):
     for line in sample(name).read_text(encoding="utf-8").splitlines():
         row = ev.check_question(json.loads(line))
         assert ev.answers_row(row["conversations"][-1]["content"], row), row
 
 
-def talk(*turns): return [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(turns)]
+def talk(*turns):
+    return [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(turns)]
 
 
 def test_answers_come_in_order(model, tok):
-    conversations = [talk(q) for q in ("The cat", "a much longer question about the dog and the cat", "x", "The cat")]
+    conversations = [
+        talk(q)
+        for q in ("The cat", "a much longer question about the dog and the cat", "x", "The cat")
+    ]
     got = ev.answers(model, tok, conversations, max_new_tokens=6, batch_size=2)
-    assert got == [ev.answers(model, tok, [c], max_new_tokens=6)[0] for c in conversations] and got[0] == got[3] and len(set(got)) > 1
+    assert (
+        got == [ev.answers(model, tok, [c], max_new_tokens=6)[0] for c in conversations]
+        and got[0] == got[3]
+        and len(set(got)) > 1
+    )
 
 
 def test_end_tokens_are_no_part_of_an_answer(model, tok, monkeypatch):
-    monkeypatch.setattr(ev, "generate", lambda model, prompts, n, **options: [[*tok.encode("Yes."), tok.eos_id] for _ in prompts])
-    assert ev.answers(model, tok, [talk("Is it?")]*2) == ["Yes.", "Yes."]
+    monkeypatch.setattr(
+        ev,
+        "generate",
+        lambda model, prompts, n, **options: [[*tok.encode("Yes."), tok.eos_id] for _ in prompts],
+    )
+    assert ev.answers(model, tok, [talk("Is it?")] * 2) == ["Yes.", "Yes."]
 
 
 def test_exact_match_asks_without_the_reference(model, tok, monkeypatch):
     asked = []
-    def answers(model, tokenizer, conversations, max_new_tokens): asked.extend(conversations); return ["2", "3", "The cat is MiniMind", "5"]
+
+    def answers(model, tokenizer, conversations, max_new_tokens):
+        asked.extend(conversations)
+        return ["2", "3", "The cat is MiniMind", "5"]
+
     monkeypatch.setattr(ev, "answers", answers)
-    rows = [dict(conversations=talk("1+1?", "1+1=2"), answer="2", skill="add"), dict(messages=talk("2+2?"), answer="4", skill="add"),
-            dict(conversations=talk("Who?", "I am MiniMind."), must_contain=["not chatgpt", "minimind"]), dict(conversations=talk("a", "b", "c?", "d"), answer="5", skill="odd")]
+    rows = [
+        dict(conversations=talk("1+1?", "1+1=2"), answer="2", skill="add"),
+        dict(messages=talk("2+2?"), answer="4", skill="add"),
+        dict(
+            conversations=talk("Who?", "I am MiniMind."), must_contain=["not chatgpt", "minimind"]
+        ),
+        dict(conversations=talk("a", "b", "c?", "d"), answer="5", skill="odd"),
+    ]
     got = ev.exact_match(model, tok, rows)
     assert asked == [talk("1+1?"), talk("2+2?"), talk("Who?"), talk("a", "b", "c?")]
-    assert got["accuracy"] == 3/4 and got["skills"] == {"add": (1, 2), "all": (1, 1), "odd": (1, 1)} and got["n"] == 4 and (got["low"], got["high"]) == ev.wilson(3, 4)
+    assert (
+        got["accuracy"] == 3 / 4
+        and got["skills"] == {"add": (1, 2), "all": (1, 1), "odd": (1, 1)}
+        and got["n"] == 4
+        and (got["low"], got["high"]) == ev.wilson(3, 4)
+    )
     assert got["replies"][3] == "5" and not ev.answers_row("No idea.", rows[2])
 
 
-@pytest.mark.parametrize("row, says", [({}, "list of messages"), (dict(conversations=talk("q", "a")), "answer"), (dict(conversations=talk("q", "a"), answer=3), "answer"),
-                                       (dict(conversations=talk("q", "a"), must_contain=[]), "must_contain")])
+@pytest.mark.parametrize(
+    "row, says",
+    [
+        ({}, "list of messages"),
+        (dict(conversations=talk("q", "a")), "answer"),
+        (dict(conversations=talk("q", "a"), answer=3), "answer"),
+        (dict(conversations=talk("q", "a"), must_contain=[]), "must_contain"),
+    ],
+)
 def test_malformed_questions(model, tok, row, says):
-    with pytest.raises(ValueError, match=says): ev.exact_match(model, tok, [row])
+    with pytest.raises(ValueError, match=says):
+        ev.exact_match(model, tok, [row])
 
 
-# ---- slips of the caller ---------------------------------------------------------------------------------------------
+# ---- slips of the caller
+# ---------------------------------------------------------------------------------------------
 def test_a_single_text_is_one_document(tok, model):
     text = "A king and his hundred men."
     assert ev.bits_per_byte(model, tok, text) == ev.bits_per_byte(model, tok, [text])
@@ -285,20 +494,43 @@ def test_a_single_text_is_one_document(tok, model):
 
 def test_a_broken_model_has_a_perplexity_all_the_same(tok, model):
     import copy
+
     wild = copy.deepcopy(model)
-    with torch.no_grad(): wild.model.norm.weight.mul_(1e5)
+    with torch.no_grad():
+        wild.model.norm.weight.mul_(1e5)
     assert ev.bits_per_byte(wild, tok, ["some text"])["perplexity"] > 1e300
 
 
 def test_items_may_come_from_a_generator(tok, model):
-    items = [{"question": "Is it?", "choices": ["yes", "no"], "answer": 0}]*2
-    assert ev.choice_logprobs(model, tok, iter(items)) == ev.choice_logprobs(model, tok, items) != []
+    items = [{"question": "Is it?", "choices": ["yes", "no"], "answer": 0}] * 2
+    assert (
+        ev.choice_logprobs(model, tok, iter(items)) == ev.choice_logprobs(model, tok, items) != []
+    )
 
 
-@pytest.mark.parametrize("row, message", [({"must_contain": [5]}, "must_contain"), ({"must_contain": [""]}, "none of them empty"), ({"answer": " "}, "none of them empty"), ({"answer": "1", "skill": 3}, "skill is not a string: 3")])
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"must_contain": [5]}, "must_contain"),
+        ({"must_contain": [""]}, "none of them empty"),
+        ({"answer": " "}, "none of them empty"),
+        ({"answer": "1", "skill": 3}, "skill is not a string: 3"),
+    ],
+)
 def test_a_malformed_question_is_named(row, message):
-    with pytest.raises(ValueError, match=message): ev.check_question({"conversations": [{"role": "user", "content": "?"}], **row})
+    with pytest.raises(ValueError, match=message):
+        ev.check_question({"conversations": [{"role": "user", "content": "?"}], **row})
 
 
-@pytest.mark.parametrize("reply, answer, right", [("It is 1,234", "1234", True), ("It is 1,234", "234", False), ("12,345,678.", "12345678", True), ("I count 9, 234", "234", True), ("sorted: 3,17,42", "3,17,42", True)])
-def test_thousands(reply, answer, right): assert ev.is_right(reply, answer) == right
+@pytest.mark.parametrize(
+    "reply, answer, right",
+    [
+        ("It is 1,234", "1234", True),
+        ("It is 1,234", "234", False),
+        ("12,345,678.", "12345678", True),
+        ("I count 9, 234", "234", True),
+        ("sorted: 3,17,42", "3,17,42", True),
+    ],
+)
+def test_thousands(reply, answer, right):
+    assert ev.is_right(reply, answer) == right

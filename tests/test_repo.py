@@ -1,4 +1,5 @@
 "Gates on the repository itself: the notebooks are the only source, and the course keeps its order. Each failure says what to do."
+
 import ast
 import json
 import os
@@ -13,47 +14,95 @@ import pytest
 import yaml
 
 root = Path(__file__).resolve().parents[1]
-nbs = root/"nbs"
-package = root/"minimind"
+nbs = root / "nbs"
+package = root / "minimind"
 BIN = Path(sys.executable).parent
-HAND_WRITTEN = {"__init__", "__main__", "_modidx"}   # __main__ only calls cli; nbdev keeps the other two
-HEAVY = {"nbdev", "fastcore", "matplotlib", "IPython", "ipywidgets", "transformers", "peft", "fastapi", "uvicorn", "streamlit", "swanlab", "swanboard", "wandb", "tensorboard", "deepspeed", "gguf"}
+# __main__ only calls cli; nbdev keeps the other two
+HAND_WRITTEN = {"__init__", "__main__", "_modidx"}
+HEAVY = {
+    "nbdev",
+    "fastcore",
+    "matplotlib",
+    "IPython",
+    "ipywidgets",
+    "transformers",
+    "peft",
+    "fastapi",
+    "uvicorn",
+    "streamlit",
+    "swanlab",
+    "swanboard",
+    "wandb",
+    "tensorboard",
+    "deepspeed",
+    "gguf",
+}
 
 chapters = sorted(nbs.glob("[0-9]*.ipynb"))
-solutions = sorted((nbs/"solutions").glob("[!_.]*.ipynb"))
-everything = [*chapters, *solutions, nbs/"index.ipynb"]
+solutions = sorted((nbs / "solutions").glob("[!_.]*.ipynb"))
+everything = [*chapters, *solutions, nbs / "index.ipynb"]
 
 
-def read(path): return json.loads(path.read_text(encoding="utf-8"))
-def source(cell): return "".join(cell["source"])
-def name(path): return path.relative_to(nbs).as_posix()
-def number(path): return int(re.match(r"\d+", path.stem)[0])
-def directives(cell): return {d.strip() for d in re.findall(r"^#\|(.*)$", source(cell), re.M)}
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def name(path):
+    return path.relative_to(nbs).as_posix()
+
+
+def number(path):
+    return int(re.match(r"\d+", path.stem)[0])
+
+
+def directives(cell):
+    return {d.strip() for d in re.findall(r"^#\|(.*)$", source(cell), re.M)}
 
 
 def module_of(path):  # the module that a chapter exports, or None
     for cell in read(path)["cells"]:
-        if m := re.search(r"^#\|\s*default_exp\s+(\w+)", source(cell), re.M): return m[1]
+        if m := re.search(r"^#\|\s*default_exp\s+(\w+)", source(cell), re.M):
+            return m[1]
 
 
 modules = {m: path for path in chapters if (m := module_of(path))}
-MEASURING = {"17_long_context", "18_experts"}      # chapters that measure what others export
+# chapters that measure what others export
+MEASURING = {"17_long_context", "18_experts"}
 
 
-def imported(tree):  # modules of this package that a piece of code imports, wherever the import stands
+def imported(
+    tree,
+):  # modules of this package that a piece of code imports, wherever the import stands
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import): full = [a.name for a in node.names]
+        if isinstance(node, ast.Import):
+            full = [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = "minimind." + (node.module or "") if node.level else node.module
-            full = [base] if base.strip(".") != "minimind" else ["minimind." + a.name for a in node.names]
-        else: continue
+            full = (
+                [base]
+                if base.strip(".") != "minimind"
+                else ["minimind." + a.name for a in node.names]
+            )
+        else:
+            continue
         for f in full:
-            if f.startswith("minimind.") and f[9] != "_": yield f.split(".")[1]
+            if f.startswith("minimind.") and f[9] != "_":
+                yield f.split(".")[1]
 
 
 def nbdev(copy, *command):
     "Run an nbdev command in a copy of the repository."
-    done = subprocess.run([BIN/command[0], *command[1:]], cwd=copy, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(copy)})
+    done = subprocess.run(
+        [BIN / command[0], *command[1:]],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(copy)},
+    )
     assert done.returncode == 0, f"{command[0]} fails:\n{done.stderr}"
 
 
@@ -61,105 +110,174 @@ def nbdev(copy, *command):
 def copy(tmp_path_factory):  # a copy of the sources in which nbdev may write
     "Copy what nbdev reads; the working tree is never touched."
     there = tmp_path_factory.mktemp("repo")
-    for f in ("settings.ini", "setup.py", "pyproject.toml"): shutil.copy2(root/f, there)
-    shutil.copytree(nbs, there/"nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints", "runs"))
-    (there/"minimind").mkdir()
-    for f in HAND_WRITTEN - {"_modidx"}: shutil.copy2(package/f"{f}.py", there/"minimind")
+    for f in ("settings.ini", "setup.py", "pyproject.toml"):
+        shutil.copy2(root / f, there)
+    shutil.copytree(nbs, there / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints", "runs"))
+    (there / "minimind").mkdir()
+    for f in HAND_WRITTEN - {"_modidx"}:
+        shutil.copy2(package / f"{f}.py", there / "minimind")
     return there
 
 
 def test_modules_are_what_the_notebooks_export(copy):
     nbdev(copy, "nbdev_export")
-    want = {p.name: p.read_text(encoding="utf-8") for p in (copy/"minimind").glob("*.py")}
+    want = {p.name: p.read_text(encoding="utf-8") for p in (copy / "minimind").glob("*.py")}
     have = {p.name: p.read_text(encoding="utf-8") for p in package.glob("*.py")}
     differ = sorted(f for f in want.keys() | have.keys() if want.get(f) != have.get(f))
-    assert not differ, f"{', '.join(differ)}: not what the notebooks export; edit the notebook, never the module, and run `make export`"
+    assert not differ, (
+        f"{', '.join(differ)}: not what the notebooks export; edit the notebook, never the "
+        "module, and run `make export`"
+    )
 
 
 def test_no_orphan_module():
     orphans = sorted({p.stem for p in package.glob("*.py")} - set(modules) - HAND_WRITTEN)
-    assert not orphans, f"no notebook exports {orphans}; remove the file, or give it its chapter with `#| default_exp`"
-    assert len({number(p) for p in chapters}) == len(chapters), f"two chapters share a number: {[p.name for p in chapters]}"
+    assert not orphans, (
+        f"no notebook exports {orphans}; remove the file, or give it its chapter with `#| "
+        "default_exp`"
+    )
+    assert len({number(p) for p in chapters}) == len(chapters), (
+        f"two chapters share a number: {[p.name for p in chapters]}"
+    )
 
 
 def test_module_is_named_as_its_chapter():
     odd = {p.name: m for m, p in modules.items() if p.stem.split("_", 1)[1] != m}
-    assert not odd, f"these chapters export a module of another name: {odd}; a reader finds a module's chapter by its name"
+    assert not odd, (
+        f"these chapters export a module of another name: {odd}; a reader finds a module's "
+        "chapter by its name"
+    )
 
 
 def test_the_ladder_holds():
     rank = {m: number(p) for m, p in modules.items()}
-    wrong = [f"{m} ({rank[m]:02}) imports {i} ({rank.get(i, '?')})" for m in modules
-             for i in imported(ast.parse((package/f"{m}.py").read_text(encoding="utf-8"))) if rank.get(i, 99) >= rank[m]]
-    assert not wrong, f"a module may import only earlier chapters: {'; '.join(wrong)}; move the shared thing down, or the import up"
+    wrong = [
+        f"{m} ({rank[m]:02}) imports {i} ({rank.get(i, '?')})"
+        for m in modules
+        for i in imported(ast.parse((package / f"{m}.py").read_text(encoding="utf-8")))
+        if rank.get(i, 99) >= rank[m]
+    ]
+    assert not wrong, (
+        f"a module may import only earlier chapters: {'; '.join(wrong)}; move the shared thing "
+        "down, or the import up"
+    )
 
 
 def test_lessons_use_only_what_was_taught():
     rank = {m: number(p) for m, p in modules.items()}
     wrong = []
     for path in [*chapters, *solutions]:
-        if not path.stem[0].isdigit(): continue
+        if not path.stem[0].isdigit():
+            continue
         for cell in read(path)["cells"]:
-            if cell["cell_type"] != "code": continue
+            if cell["cell_type"] != "code":
+                continue
             code = re.sub(r"^(\s*)[%!].*$", r"\1pass", source(cell), flags=re.M)
-            wrong += [f"{name(path)} imports {i}" for i in imported(ast.parse(code)) if rank.get(i, 99) > number(path)]
-    assert not wrong, f"a chapter's cells may import its own module and earlier ones: {'; '.join(sorted(set(wrong)))}"
+            wrong += [
+                f"{name(path)} imports {i}"
+                for i in imported(ast.parse(code))
+                if rank.get(i, 99) > number(path)
+            ]
+    assert not wrong, (
+        "a chapter's cells may import its own module and earlier ones: "
+        f"{'; '.join(sorted(set(wrong)))}"
+    )
 
 
 def test_no_public_name_twice():
     homes = defaultdict(list)
     for m in modules:
-        for node in ast.parse((package/f"{m}.py").read_text(encoding="utf-8")).body:
+        for node in ast.parse((package / f"{m}.py").read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-                for public in ast.literal_eval(node.value): homes[public].append(m)
-    twice = {n: m for n, m in homes.items() if len(m) > 1 and n != "run"}   # every stage has a `run(cfg)`, by design
-    assert not twice, f"one home for each thing: {twice}; import it from the first, or give it a name of its own"
+                for public in ast.literal_eval(node.value):
+                    homes[public].append(m)
+    # every stage has a `run(cfg)`, by design
+    twice = {n: m for n, m in homes.items() if len(m) > 1 and n != "run"}
+    assert not twice, (
+        f"one home for each thing: {twice}; import it from the first, or give it a name of its own"
+    )
 
 
 def test_training_happens_in_one_place():
     calls = defaultdict(set)
     for m in modules:
-        for node in ast.walk(ast.parse((package/f"{m}.py").read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute): calls[node.func.attr].add(m)
-    # parallel has the ways in which processes share a step, for the loop to call; optim's wrapper of several optimizers steps each of them
-    for what, homes in {"backward": {"train", "parallel"}, "step": {"train", "parallel", "optim"}}.items():
-        assert calls[what] <= homes, f"`.{what}(` is called in {calls[what] - homes}; a stage hands its loss to `fit`"
+        for node in ast.walk(ast.parse((package / f"{m}.py").read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                calls[node.func.attr].add(m)
+    # parallel has the ways in which processes share a step, for the loop to call; optim's wrapper
+    # of several optimizers steps each of them
+    for what, homes in {
+        "backward": {"train", "parallel"},
+        "step": {"train", "parallel", "optim"},
+    }.items():
+        assert calls[what] <= homes, (
+            f"`.{what}(` is called in {calls[what] - homes}; a stage hands its loss to `fit`"
+        )
 
 
 def test_sidebar_lists_the_chapters():
     def hrefs(items):
         for item in items if isinstance(items, list) else [items]:
-            if isinstance(item, str): yield item
-            elif "contents" in item: yield from hrefs(item["contents"])
-            else: yield item["href"]
-    listed = list(hrefs(yaml.safe_load((root/"_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]))
+            if isinstance(item, str):
+                yield item
+            elif "contents" in item:
+                yield from hrefs(item["contents"])
+            else:
+                yield item["href"]
+
+    listed = list(
+        hrefs(
+            yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))["website"][
+                "sidebar"
+            ]["contents"]
+        )
+    )
     missing = [f for p in chapters if (f := "nbs/" + p.name) not in listed]
     assert not missing, f"_quarto.yml's sidebar lacks {missing}; put each under its part"
-    gone = [f for f in listed if "*" not in f and not (root/f).exists()]
+    gone = [f for f in listed if "*" not in f and not (root / f).exists()]
     assert not gone, f"_quarto.yml's sidebar lists files that are not there: {gone}"
     ordered = [f for f in listed if "/" in f and re.match(r"nbs/\d", f)]
-    assert ordered == sorted(ordered), f"_quarto.yml's sidebar is not in the chapters' order: {ordered}"
+    assert ordered == sorted(ordered), (
+        f"_quarto.yml's sidebar is not in the chapters' order: {ordered}"
+    )
 
 
 def test_readme_is_the_index():
-    done = subprocess.run([sys.executable, root/"tools/readme.py", "--check"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, root / "tools/readme.py", "--check"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_index_links_lead_somewhere():
-    text = (root/"README.md").read_text(encoding="utf-8")
-    dead = [t for t in re.findall(r"\]\(([^)\s#]+)", text) if not re.match(r"[a-z]+:", t) and not (root/t).exists()]
-    assert not dead, f"README.md links to files that are not there: {dead}; mend nbs/index.ipynb and run `make readme`"
+    text = (root / "README.md").read_text(encoding="utf-8")
+    dead = [
+        t
+        for t in re.findall(r"\]\(([^)\s#]+)", text)
+        if not re.match(r"[a-z]+:", t) and not (root / t).exists()
+    ]
+    assert not dead, (
+        f"README.md links to files that are not there: {dead}; mend nbs/index.ipynb and run "
+        "`make readme`"
+    )
     stale = []
     for p in chapters:
         title, claim = re.match(r"# (.*)\s+> ((?:.|\n)*)", source(read(p)["cells"][0])).groups()
-        if f"[{title}](nbs/{p.name}) | {' '.join(claim.split())} |" not in text: stale.append(p.name)
-    assert not stale, f"the index does not list {stale} with their present title and claim; run `make outputs NB=index`"
+        if f"[{title}](nbs/{p.name}) | {' '.join(claim.split())} |" not in text:
+            stale.append(p.name)
+    assert not stale, (
+        f"the index does not list {stale} with their present title and claim; run `make outputs "
+        "NB=index`"
+    )
 
 
 def test_notebooks_are_clean(copy):
     nbdev(copy, "nbdev_clean", "--fname", "nbs")
-    noisy = [name(p) for p in everything if p.read_text(encoding="utf-8") != (copy/"nbs"/name(p)).read_text(encoding="utf-8")]
+    noisy = [
+        name(p)
+        for p in everything
+        if p.read_text(encoding="utf-8") != (copy / "nbs" / name(p)).read_text(encoding="utf-8")
+    ]
     assert not noisy, f"{noisy}: run `make outputs`, or nbdev_clean, before committing"
 
 
@@ -167,30 +285,61 @@ def test_notebooks_are_clean(copy):
 def test_notebook(path):
     nb = read(path)
     cells, code = nb["cells"], [c for c in nb["cells"] if c["cell_type"] == "code"]
-    assert path.stat().st_size < 400_000, f"{name(path)} has {path.stat().st_size/1000:.0f} kB; smaller or fewer figures, shorter outputs"
+    assert path.stat().st_size < 400_000, (
+        f"{name(path)} has {path.stat().st_size / 1000:.0f} kB; smaller or fewer figures, "
+        "shorter outputs"
+    )
     ids = Counter(c.get("id") for c in cells)
-    assert None not in ids and max(ids.values()) == 1, f"{name(path)}: every cell needs an id of its own, but {ids.most_common(2)}"
+    assert None not in ids and max(ids.values()) == 1, (
+        f"{name(path)}: every cell needs an id of its own, but {ids.most_common(2)}"
+    )
     outputs = [(c, o) for c in code for o in c["outputs"]]
     errors = [o["ename"] for _, o in outputs if o["output_type"] == "error"]
-    assert not errors, f"{name(path)} is committed with error outputs {errors}; show an expected error by catching it"
+    assert not errors, (
+        f"{name(path)} is committed with error outputs {errors}; show an expected error by "
+        "catching it"
+    )
     for c, o in outputs:
-        temp = re.search("/" + r"tmp/\S*|ipykernel_\d+", json.dumps({k: v for k, v in o.items() if k != "metadata"}))
-        assert not temp, f"{name(path)}, cell {c['id']}: the output changes with every run ({temp and temp[0]}); print the file's name only"
+        temp = re.search(
+            "/" + r"tmp/\S*|ipykernel_\d+",
+            json.dumps({k: v for k, v in o.items() if k != "metadata"}),
+        )
+        assert not temp, (
+            f"{name(path)}, cell {c['id']}: the output changes with every run "
+            f"({temp and temp[0]}); print the file's name only"
+        )
     first = source(cells[0])
-    assert first.startswith("# "), f"{name(path)}: the first cell is the title, `# Title`, with its claim `> …`"
+    assert first.startswith("# "), (
+        f"{name(path)}: the first cell is the title, `# Title`, with its claim `> …`"
+    )
     if path in chapters:
-        assert re.search(r"^> \S", first, re.M), f"{name(path)}: the first cell's `> …` says in one line what the chapter shows"
+        assert re.search(r"^> \S", first, re.M), (
+            f"{name(path)}: the first cell's `> …` says in one line what the chapter shows"
+        )
         assert outputs, f"{name(path)} has no outputs; run `make outputs NB={path.stem}`"
-        assert module_of(path) or path.stem in MEASURING or number(path) > 40, f"{name(path)}: the second cell names the module, `#| default_exp …`"
+        assert module_of(path) or path.stem in MEASURING or number(path) > 40, (
+            f"{name(path)}: the second cell names the module, `#| default_exp …`"
+        )
 
 
 def test_exercises_have_solutions():
     solved = {p.stem for p in solutions}
-    lacking = [p.name for p in chapters if p.stem not in solved and any(re.search(r"^#+ Exercises", source(c), re.M) for c in read(p)["cells"])]
-    assert not lacking, f"{lacking} have exercises but no notebook of the same name in nbs/solutions/"
-    stray = [name(p) for p in solutions if not (nbs/p.name).exists()]
+    lacking = [
+        p.name
+        for p in chapters
+        if p.stem not in solved
+        and any(re.search(r"^#+ Exercises", source(c), re.M) for c in read(p)["cells"])
+    ]
+    assert not lacking, (
+        f"{lacking} have exercises but no notebook of the same name in nbs/solutions/"
+    )
+    stray = [name(p) for p in solutions if not (nbs / p.name).exists()]
     assert not stray, f"{stray}: solutions without a chapter"
-    exporting = [name(p) for p in solutions if any("export" in directives(c) or "default_exp" in source(c) for c in read(p)["cells"])]
+    exporting = [
+        name(p)
+        for p in solutions
+        if any("export" in directives(c) or "default_exp" in source(c) for c in read(p)["cells"])
+    ]
     assert not exporting, f"{exporting}: solutions export nothing"
 
 
@@ -204,27 +353,52 @@ def loaded(code):  # top-level packages that a fresh Python holds after running 
 
 def test_import_is_light():
     extra = loaded("import minimind") & (HEAVY | {"torch", "numpy"})
-    assert not extra, f"`import minimind` loads {extra}; minimind/__init__.py holds the version and nothing else"
+    assert not extra, (
+        f"`import minimind` loads {extra}; minimind/__init__.py holds the version and nothing else"
+    )
 
 
 def test_modules_need_only_the_core():
     extra = loaded("\n".join(f"import minimind.{m}" for m in modules)) & HEAVY
-    assert not extra, f"importing the modules loads {extra}; import it inside the function that needs it, or in a cell that is not exported"
+    assert not extra, (
+        f"importing the modules loads {extra}; import it inside the function that needs it, or "
+        "in a cell that is not exported"
+    )
 
 
 def test_help_is_light():
-    extra = loaded("from minimind.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass") & (HEAVY | {"torch"})
+    extra = loaded(
+        "from minimind.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+    ) & (HEAVY | {"torch"})
     assert not extra, f"`minimind --help` loads {extra}; cli imports a stage when it is called"
 
 
 def test_no_path_of_one_machine():
-    listing = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True)
+    listing = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True
+    )
     skip = {".git", ".venv", "_proc", "_site", "runs", "build"}
-    files = listing.stdout.splitlines() if listing.returncode == 0 else [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
-    local = re.compile(r"(?<![\w.~/-])/(?:" + "|".join(["work", "root", "home", "Users"]) + r")/\w|\b[A-Z]:\\\\?Users\b")
+    files = (
+        listing.stdout.splitlines()
+        if listing.returncode == 0
+        else [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
+    )
+    local = re.compile(
+        r"(?<![\w.~/-])/(?:"
+        + "|".join(["work", "root", "home", "Users"])
+        + r")/\w|\b[A-Z]:\\\\?Users\b"
+    )
     found = []
     for f in files:
-        if Path(f).parts[0] in skip or Path(f).suffix in (".jsonl", ".png", ".safetensors") or not (root/f).exists(): continue
-        for i, line in enumerate((root/f).read_text(encoding="utf-8", errors="ignore").splitlines(), 1):
-            if m := local.search(line): found.append(f"{f}:{i}: {m[0]}")
+        if (
+            Path(f).parts[0] in skip
+            or Path(f).suffix in (".jsonl", ".png", ".safetensors")
+            or not (root / f).exists()
+        ):
+            continue
+        for i, line in enumerate(
+            (root / f).read_text(encoding="utf-8", errors="ignore").splitlines(), 1
+        ):
+            if m := local.search(line):
+                found.append(f"{f}:{i}: {m[0]}")
     assert not found, f"paths that exist on one machine only: {found[:10]}"

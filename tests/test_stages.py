@@ -1,4 +1,5 @@
 "Every stage, end to end at a tiny size: it learns, leaves a model folder, goes on after a stop, plans without writing, and says what is wrong. A new stage joins by an entry in `TINY`."
+
 import json
 import re
 import signal
@@ -18,26 +19,113 @@ from minimind.model import MiniMind, ModelConfig
 from minimind.tokenizer import Tokenizer
 from minimind.train import read_metrics
 
-SHAPE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=64, vocab_size=400, max_position_embeddings=512)
-SHARED = dict(steps=24, seq_len=64, batch_size=8, micro_batch_size=4, warmup=2, log_every=4, lr=1e-2, muon_lr=2e-2, device="cpu")
+SHAPE = dict(
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    intermediate_size=64,
+    vocab_size=400,
+    max_position_embeddings=512,
+)
+SHARED = dict(
+    steps=24,
+    seq_len=64,
+    batch_size=8,
+    micro_batch_size=4,
+    warmup=2,
+    log_every=4,
+    lr=1e-2,
+    muon_lr=2e-2,
+    device="cpu",
+)
 
-# What a stage needs beside `SHARED` to run in a second. `world` is the folder that the fixture below fills.
+# What a stage needs beside `SHARED` to run in a second. `world` is the folder that the fixture
+# below fills.
 TINY = {
-    "pretrain": lambda world: dict(data=(world/"texts.jsonl",), heldout=(world/"more_texts.jsonl",), tokenizer=world/"base", model=world/"shape", eval_bytes=1000),
-    "sft":      lambda world: dict(data=(world/"chats.jsonl",), heldout=(world/"more_chats.jsonl",), init=world/"base", eval_rows=8),
-    "lora":     lambda world: dict(data=(world/"chats.jsonl",), heldout=(world/"more_chats.jsonl",), init=world/"base", eval_rows=8, lr=3e-2, muon_lr=None, r=16, alpha=64.),
-    "dpo":      lambda world: dict(data=(world/"pairs.jsonl",), heldout=(world/"more_pairs.jsonl",), init=world/"base"),
-    "distill":  lambda world: dict(data=(world/"chats.jsonl",), heldout=(world/"more_chats.jsonl",), teacher=world/"base", init=world/"base", eval_rows=8),
-    "ppo":      lambda world: REINFORCED | dict(data=(world/"chats.jsonl",), heldout=(world/"more_chats.jsonl",), init=world/"base", updates=4, passes=2),
-    "grpo":     lambda world: REINFORCED | dict(data=(world/"chats.jsonl",), heldout=(world/"more_chats.jsonl",), init=world/"base", updates=2, beta=0.01),
-    "spo":      lambda world: REINFORCED | dict(data=(world/"chats.jsonl",), heldout=(world/"more_chats.jsonl",), init=world/"base", prompts=32, group_size=1, updates=2),
+    "pretrain": lambda world: dict(
+        data=(world / "texts.jsonl",),
+        heldout=(world / "more_texts.jsonl",),
+        tokenizer=world / "base",
+        model=world / "shape",
+        eval_bytes=1000,
+    ),
+    "sft": lambda world: dict(
+        data=(world / "chats.jsonl",),
+        heldout=(world / "more_chats.jsonl",),
+        init=world / "base",
+        eval_rows=8,
+    ),
+    "lora": lambda world: dict(
+        data=(world / "chats.jsonl",),
+        heldout=(world / "more_chats.jsonl",),
+        init=world / "base",
+        eval_rows=8,
+        lr=3e-2,
+        muon_lr=None,
+        r=16,
+        alpha=64.0,
+    ),
+    "dpo": lambda world: dict(
+        data=(world / "pairs.jsonl",), heldout=(world / "more_pairs.jsonl",), init=world / "base"
+    ),
+    "distill": lambda world: dict(
+        data=(world / "chats.jsonl",),
+        heldout=(world / "more_chats.jsonl",),
+        teacher=world / "base",
+        init=world / "base",
+        eval_rows=8,
+    ),
+    "ppo": lambda world: (
+        REINFORCED
+        | dict(
+            data=(world / "chats.jsonl",),
+            heldout=(world / "more_chats.jsonl",),
+            init=world / "base",
+            updates=4,
+            passes=2,
+        )
+    ),
+    "grpo": lambda world: (
+        REINFORCED
+        | dict(
+            data=(world / "chats.jsonl",),
+            heldout=(world / "more_chats.jsonl",),
+            init=world / "base",
+            updates=2,
+            beta=0.01,
+        )
+    ),
+    "spo": lambda world: (
+        REINFORCED
+        | dict(
+            data=(world / "chats.jsonl",),
+            heldout=(world / "more_chats.jsonl",),
+            init=world / "base",
+            prompts=32,
+            group_size=1,
+            updates=2,
+        )
+    ),
 }
-REINFORCED = dict(batch_size=None, prompts=8, group_size=4, max_new_tokens=8, micro_batch_size=16, reward=("length",), eval_rows=8)     # `None`: the stage has no such setting. To draw long tokens is learned in seconds
-ADAPTERS = {"lora": "adapter_model.safetensors"}     # stages whose folder is not a model's but an adapter's, and its weights
+# `None`: the stage has no such setting. To draw long tokens is learned in seconds
+REINFORCED = dict(
+    batch_size=None,
+    prompts=8,
+    group_size=4,
+    max_new_tokens=8,
+    micro_batch_size=16,
+    reward=("length",),
+    eval_rows=8,
+)
+# stages whose folder is not a model's but an adapter's, and its weights
+ADAPTERS = {"lora": "adapter_model.safetensors"}
 
 
 def write_lines(path, rows):
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 
@@ -45,33 +133,65 @@ def write_lines(path, rows):
 def world(tmp_path_factory):  # a folder with small files of every kind, a shape and a base model
     "Everything that a stage can read."
     world = tmp_path_factory.mktemp("world")
-    texts = [row["text"][:600] for _, row in zip(range(48), (row for _, row in JsonlReader(sample("pretrain_en.jsonl"))))]
-    chats = [{"conversations": [{"role": "user", "content": f"Say {word}."}, {"role": "assistant", "content": f"{word}!"}], "answer": f"{word}!"}
-             for word in dict.fromkeys(w for t in texts[:4] for w in t.split() if w.isalpha())]
-    write_lines(world/"texts.jsonl", ({"text": t} for t in texts[:40]))
-    write_lines(world/"more_texts.jsonl", ({"text": t} for t in texts[40:]))
-    write_lines(world/"chats.jsonl", chats[:-8])
-    write_lines(world/"more_chats.jsonl", chats[-8:])
-    (world/"empty.txt").write_text("\n \n")
-    pairs = [{"chosen": c["conversations"], "rejected": [c["conversations"][0], {"role": "assistant", "content": "No."}]} for c in chats]
-    write_lines(world/"pairs.jsonl", pairs[:-8])
-    write_lines(world/"more_pairs.jsonl", pairs[-8:])
-    write_lines(world/"broken.jsonl", [{"text": texts[0], **chats[0], **pairs[0]}, {"what": "neither"}, {"text": texts[1], **chats[1], **pairs[1]}])
-    write_lines(world/"no_answer_text.jsonl", [chats[0] | {"answer": 7}])
+    texts = [
+        row["text"][:600]
+        for _, row in zip(range(48), (row for _, row in JsonlReader(sample("pretrain_en.jsonl"))))
+    ]
+    chats = [
+        {
+            "conversations": [
+                {"role": "user", "content": f"Say {word}."},
+                {"role": "assistant", "content": f"{word}!"},
+            ],
+            "answer": f"{word}!",
+        }
+        for word in dict.fromkeys(w for t in texts[:4] for w in t.split() if w.isalpha())
+    ]
+    write_lines(world / "texts.jsonl", ({"text": t} for t in texts[:40]))
+    write_lines(world / "more_texts.jsonl", ({"text": t} for t in texts[40:]))
+    write_lines(world / "chats.jsonl", chats[:-8])
+    write_lines(world / "more_chats.jsonl", chats[-8:])
+    (world / "empty.txt").write_text("\n \n")
+    pairs = [
+        {
+            "chosen": c["conversations"],
+            "rejected": [c["conversations"][0], {"role": "assistant", "content": "No."}],
+        }
+        for c in chats
+    ]
+    write_lines(world / "pairs.jsonl", pairs[:-8])
+    write_lines(world / "more_pairs.jsonl", pairs[-8:])
+    write_lines(
+        world / "broken.jsonl",
+        [
+            {"text": texts[0], **chats[0], **pairs[0]},
+            {"what": "neither"},
+            {"text": texts[1], **chats[1], **pairs[1]},
+        ],
+    )
+    write_lines(world / "no_answer_text.jsonl", [chats[0] | {"answer": 7}])
     long = [{"role": "user", "content": texts[0]}, {"role": "assistant", "content": "Too late."}]
-    write_lines(world/"long.jsonl", [*chats[:20], {"conversations": long}])
+    write_lines(world / "long.jsonl", [*chats[:20], {"conversations": long}])
     tokenizer = Tokenizer.train(texts, SHAPE["vocab_size"])
     torch.manual_seed(0)
-    save_pretrained(MiniMind(ModelConfig(**SHAPE)), tokenizer, world/"base")
-    (world/"shape").mkdir()
-    (world/"shape"/"config.json").write_text(json.dumps(to_hf_config(ModelConfig(**SHAPE))))
-    Tokenizer.train(texts, SHAPE["vocab_size"] + 50).save(world/"larger")
-    save_pretrained(MiniMind(ModelConfig(**SHAPE)), Tokenizer.from_file(world/"larger"), world/"mismatched")
+    save_pretrained(MiniMind(ModelConfig(**SHAPE)), tokenizer, world / "base")
+    (world / "shape").mkdir()
+    (world / "shape" / "config.json").write_text(json.dumps(to_hf_config(ModelConfig(**SHAPE))))
+    Tokenizer.train(texts, SHAPE["vocab_size"] + 50).save(world / "larger")
+    save_pretrained(
+        MiniMind(ModelConfig(**SHAPE)), Tokenizer.from_file(world / "larger"), world / "mismatched"
+    )
     return world
 
 
-def values_of(name, world, out, changes):  # a run that goes on from another one has that one's shape and tokenizer
-    own = {k: v for k, v in TINY[name](world).items() if not (name == "pretrain" and "init" in changes and k in ("model", "tokenizer"))}
+def values_of(
+    name, world, out, changes
+):  # a run that goes on from another one has that one's shape and tokenizer
+    own = {
+        k: v
+        for k, v in TINY[name](world).items()
+        if not (name == "pretrain" and "init" in changes and k in ("model", "tokenizer"))
+    }
     return {k: v for k, v in {**SHARED, **own, "out": str(out), **changes}.items() if v is not None}
 
 
@@ -82,17 +202,26 @@ def config(name, world, out, **changes):  # the stage's module and its tiny conf
 
 def flags(name, world, out, **changes):  # the same as arguments of the command line
     values = values_of(name, world, out, changes)
-    return [name, *(str(a) for k, v in values.items() for a in [f"--{k.replace('_', '-')}", *(v if isinstance(v, tuple) else [v])])]
+    return [
+        name,
+        *(
+            str(a)
+            for k, v in values.items()
+            for a in [f"--{k.replace('_', '-')}", *(v if isinstance(v, tuple) else [v])]
+        ),
+    ]
 
 
 @pytest.fixture(scope="module")
 def finished(world):  # stage -> (module, config, what `run` returned), made when first asked for
     runs = {}
+
     def get(name):
         if name not in runs:
-            module, cfg = config(name, world, world/"runs"/name)
+            module, cfg = config(name, world, world / "runs" / name)
             runs[name] = module, cfg, module.run(cfg)
         return runs[name]
+
     return get
 
 
@@ -102,8 +231,10 @@ def contents(folder):  # {file: bytes}
 
 def complaint(argv, capsys):  # what the command says when it refuses
     "Run a command that must fail; not with a traceback."
-    try: code = main(argv)
-    except SystemExit as e: code = e.code
+    try:
+        code = main(argv)
+    except SystemExit as e:
+        code = e.code
     assert code in (1, 2), code
     return capsys.readouterr().err
 
@@ -116,24 +247,42 @@ def test_every_stage_is_tested():
 def test_learns(name, finished):
     _, cfg, last = finished(name)
     lines = read_metrics(cfg.out)
-    losses = [-line["reward"] if "reward" in line else line["loss"] for line in lines if "loss" in line]      # the loss of reinforcement learning says nothing: it is 0 on average
-    least = 0.01 if name in ("ppo", "grpo", "spo") else 0.1 if name in ADAPTERS else 0.5      # nats; the first loss is a mean over four steps. An adapter has to work with embeddings that were never trained
+    # the loss of reinforcement learning says nothing: it is 0 on average
+    losses = [
+        -line["reward"] if "reward" in line else line["loss"] for line in lines if "loss" in line
+    ]
+    # nats; the first loss is a mean over four steps. An adapter has to work with embeddings that
+    # were never trained
+    least = 0.01 if name in ("ppo", "grpo", "spo") else 0.1 if name in ADAPTERS else 0.5
     assert losses[-1] < losses[0] - least, losses
-    assert last["step"] == cfg.steps and last == {k: v for line in lines if line["step"] == cfg.steps for k, v in line.items()}
+    assert last["step"] == cfg.steps and last == {
+        k: v for line in lines if line["step"] == cfg.steps for k, v in line.items()
+    }
     measured = [line for line in lines if "lr" not in line]
-    assert len(measured) == 1 and all(v == v for v in measured[0].values()), "held-out numbers at the end, and only there"
+    assert len(measured) == 1 and all(v == v for v in measured[0].values()), (
+        "held-out numbers at the end, and only there"
+    )
 
 
-@pytest.mark.parametrize("name", [name for name in STAGES if name not in ADAPTERS])      # for those: tests/test_lora.py
+# for those: tests/test_lora.py
+@pytest.mark.parametrize("name", [name for name in STAGES if name not in ADAPTERS])
 def test_leaves_a_hugging_face_folder(name, finished):
     _, cfg, _ = finished(name)
     model, tokenizer = load_pretrained(cfg.out)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs, their_tokenizer = AutoModelForCausalLM.from_pretrained(cfg.out).eval(), AutoTokenizer.from_pretrained(cfg.out)
+        theirs, their_tokenizer = (
+            AutoModelForCausalLM.from_pretrained(cfg.out).eval(),
+            AutoTokenizer.from_pretrained(cfg.out),
+        )
     ids = tokenizer.encode("The king said to the people")
-    assert ids == their_tokenizer("The king said to the people", add_special_tokens=False)["input_ids"]
-    with torch.no_grad(): torch.testing.assert_close(model(torch.tensor([ids])), theirs(torch.tensor([ids])).logits, rtol=1e-4, atol=1e-4)
+    assert (
+        ids == their_tokenizer("The king said to the people", add_special_tokens=False)["input_ids"]
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(torch.tensor([ids])), theirs(torch.tensor([ids])).logits, rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -148,26 +297,34 @@ def test_a_finished_run_is_left_alone(name, finished, capsys):
 @pytest.mark.parametrize("name", STAGES)
 def test_goes_on_after_an_interrupt(name, world, finished, tmp_path, monkeypatch):
     module, whole, _ = finished(name)
-    _, cfg = config(name, world, tmp_path/"run")
+    _, cfg = config(name, world, tmp_path / "run")
     factor = train.lr_factor
+
     def interrupting(step, *args):
-        if step == 9: signal.raise_signal(signal.SIGINT)
+        if step == 9:
+            signal.raise_signal(signal.SIGINT)
         return factor(step, *args)
+
     monkeypatch.setattr(train, "lr_factor", interrupting)
-    old = signal.signal(signal.SIGINT, signal.default_int_handler)       # a shell's background jobs are started with Ctrl-C ignored
+    # a shell's background jobs are started with Ctrl-C ignored
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt): module.run(cfg)
-    finally: signal.signal(signal.SIGINT, old)
+        with pytest.raises(KeyboardInterrupt):
+            module.run(cfg)
+    finally:
+        signal.signal(signal.SIGINT, old)
     assert max(line["step"] for line in read_metrics(cfg.out)) < whole.steps
     monkeypatch.setattr(train, "lr_factor", factor)
     module.run(cfg)
     weights = ADAPTERS.get(name, "model.safetensors")
-    assert (tmp_path/"run"/weights).read_bytes() == (Path(whole.out)/weights).read_bytes(), "not the weights of the run that was not interrupted"
+    assert (tmp_path / "run" / weights).read_bytes() == (Path(whole.out) / weights).read_bytes(), (
+        "not the weights of the run that was not interrupted"
+    )
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_dry_run_writes_nothing(name, world, finished, tmp_path, capsys):
-    module, cfg = config(name, world, tmp_path/"run")
+    module, cfg = config(name, world, tmp_path / "run")
     assert module.run(cfg, dry_run=True) == {}
     said = capsys.readouterr().out
     assert "parameters" in said and "24 steps" in said and "about 0:" in said, said
@@ -180,8 +337,12 @@ def test_a_dry_run_writes_nothing(name, world, finished, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_one_file_need_not_be_a_list(name, world, tmp_path):
-    _, cfg = config(name, world, tmp_path, data=world/"texts.jsonl", heldout=[world/"more_texts.jsonl"])
-    assert cfg.data == (str(world/"texts.jsonl"),) and cfg.heldout == (str(world/"more_texts.jsonl"),)
+    _, cfg = config(
+        name, world, tmp_path, data=world / "texts.jsonl", heldout=[world / "more_texts.jsonl"]
+    )
+    assert cfg.data == (str(world / "texts.jsonl"),) and cfg.heldout == (
+        str(world / "more_texts.jsonl"),
+    )
 
 
 # (stage, or None for all; changed settings; what the message must say)
@@ -197,23 +358,43 @@ MISTAKES = [
     ("pretrain", dict(heldout="{world}/empty.txt"), "'empty' has no text to measure on"),
     ("pretrain", dict(data="{world}/empty.txt"), "no document is left of"),
     ("pretrain", dict(eval_bytes=-1), "eval_bytes=-1: must be zero or positive"),
-    ("sft", dict(heldout="{world}/no_answer_text.jsonl"), "no_answer_text.jsonl:1: a question needs an 'answer'"),
+    (
+        "sft",
+        dict(heldout="{world}/no_answer_text.jsonl"),
+        "no_answer_text.jsonl:1: a question needs an 'answer'",
+    ),
     ("sft", dict(data="{world}/long.jsonl"), "long.jsonl:21: nothing to learn"),
 ]
 
 
-@pytest.mark.parametrize("name, changes, message", [(name, changes, message) for only, changes, message in MISTAKES for name in STAGES if only in (None, name)])
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        (name, changes, message)
+        for only, changes, message in MISTAKES
+        for name in STAGES
+        if only in (None, name)
+    ],
+)
 def test_a_mistake_is_one_clear_line(name, changes, message, world, tmp_path, capsys):
     data = str(TINY[name](world)["data"][0])
-    changes = {k: v.format(world=world, data=data) if isinstance(v, str) else v for k, v in changes.items()}
-    said = [line for line in complaint(flags(name, world, tmp_path/"run", **changes), capsys).splitlines() if line.startswith(f"minimind {name}: ")]
+    changes = {
+        k: v.format(world=world, data=data) if isinstance(v, str) else v for k, v in changes.items()
+    }
+    said = [
+        line
+        for line in complaint(flags(name, world, tmp_path / "run", **changes), capsys).splitlines()
+        if line.startswith(f"minimind {name}: ")
+    ]
     assert len(said) == 1 and message in said[0], said
     assert not list(tmp_path.glob("run/model*"))
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_bad_lines_can_be_skipped_and_are_counted(name, world, tmp_path, capsys):
-    module, cfg = config(name, world, tmp_path/"run", data=world/"broken.jsonl", steps=1, on_bad_line="skip")
+    module, cfg = config(
+        name, world, tmp_path / "run", data=world / "broken.jsonl", steps=1, on_bad_line="skip"
+    )
     assert module.run(cfg)["step"] == 1
     said = capsys.readouterr().out
     assert re.search("^2 (documents|pairs|prompts)", said, re.M) and "left out: 1 × " in said, said
@@ -224,101 +405,166 @@ def test_a_run_is_not_mixed_with_another(name, world, finished):
     module, cfg, _ = finished(name)
     before = contents(cfg.out)
     _, changed = config(name, world, cfg.out, lr=2e-2)
-    with pytest.raises(ValueError, match=r"lr was 0.0\d, is 0.02.*--fresh"): module.run(changed)
+    with pytest.raises(ValueError, match=r"lr was 0.0\d, is 0.02.*--fresh"):
+        module.run(changed)
     assert contents(cfg.out) == before
 
 
 @pytest.mark.parametrize("name, measure", [("pretrain", "bpb_heldout"), ("sft", "heldout_loss")])
 def test_a_part_is_kept_out_where_no_files_are(name, measure, world, tmp_path, capsys):
-    module, cfg = config(name, world, tmp_path/"run", data=sample("pretrain_heldout_en.jsonl" if name == "pretrain" else "sft_chat_en.jsonl"), heldout=(), steps=1, seq_len=256)
+    module, cfg = config(
+        name,
+        world,
+        tmp_path / "run",
+        data=sample("pretrain_heldout_en.jsonl" if name == "pretrain" else "sft_chat_en.jsonl"),
+        heldout=(),
+        steps=1,
+        seq_len=256,
+    )
     assert module.run(cfg)[measure] > 0
     assert "held out: " in capsys.readouterr().out
     if name == "pretrain":
         files, _ = cfg.files(module.TEXT_SAMPLES)
-        assert all(map(in_heldout, module.heldout_texts(cfg, files, [])["heldout"])) and not any(map(in_heldout, module.read_documents(files, "train")))
+        assert all(map(in_heldout, module.heldout_texts(cfg, files, [])["heldout"])) and not any(
+            map(in_heldout, module.read_documents(files, "train"))
+        )
 
 
 def test_pretraining_can_go_on_from_a_model(world, tmp_path):
-    module, cfg = config("pretrain", world, tmp_path/"run", init=str(world/"runs"/"pretrain"), steps=4)
-    config_of_base = config("pretrain", world, world/"runs"/"pretrain")
-    module.run(config_of_base[1])                    # done already, unless this test runs alone
+    module, cfg = config(
+        "pretrain", world, tmp_path / "run", init=str(world / "runs" / "pretrain"), steps=4
+    )
+    config_of_base = config("pretrain", world, world / "runs" / "pretrain")
+    # done already, unless this test runs alone
+    module.run(config_of_base[1])
     started = read_metrics(config_of_base[1].out)[0]["loss"]
     module.run(cfg)
     assert read_metrics(cfg.out)[0]["loss"] < started
 
 
-def test_a_changed_vocabulary_is_noticed(world, tmp_path):  # killed before its first checkpoint, a run leaves nothing that a later one could take for its own
-    module, cfg = config("pretrain", world, tmp_path/"run", tokenizer="", vocab_size=300, steps=1)
-    module.make_tokenizer(cfg, [world/"texts.jsonl"])
-    assert not (tmp_path/"run").exists()
+def test_a_changed_vocabulary_is_noticed(
+    world, tmp_path
+):  # killed before its first checkpoint, a run leaves nothing that a later one could take for its own
+    module, cfg = config("pretrain", world, tmp_path / "run", tokenizer="", vocab_size=300, steps=1)
+    module.make_tokenizer(cfg, [world / "texts.jsonl"])
+    assert not (tmp_path / "run").exists()
     module.run(cfg)
-    assert load_pretrained(cfg.out)[0].config.vocab_size == load_pretrained(cfg.out)[1].vocab_size == 300
+    assert (
+        load_pretrained(cfg.out)[0].config.vocab_size
+        == load_pretrained(cfg.out)[1].vocab_size
+        == 300
+    )
 
 
 def test_a_long_conversation_is_cut_and_counted(world, tmp_path, capsys):
-    long = [{"role": "user", "content": "Say all you know."}, {"role": "assistant", "content": "word "*300}]
-    module, cfg = config("sft", world, tmp_path/"run", data=write_lines(tmp_path/"talk.jsonl", [{"conversations": long}]), steps=1)
+    long = [
+        {"role": "user", "content": "Say all you know."},
+        {"role": "assistant", "content": "word " * 300},
+    ]
+    module, cfg = config(
+        "sft",
+        world,
+        tmp_path / "run",
+        data=write_lines(tmp_path / "talk.jsonl", [{"conversations": long}]),
+        steps=1,
+    )
     module.run(cfg)
     assert "cut at 64 tokens: 1" in capsys.readouterr().out
 
 
-# ---- what would be lost, or be measured on nothing -------------------------------------------------------------------
+# ---- what would be lost, or be measured on nothing
+# -------------------------------------------------------------------
 def test_a_refused_command_leaves_the_run_as_it_was(world, tmp_path, capsys):
-    module, cfg = config("pretrain", world, tmp_path/"run", steps=2)
+    module, cfg = config("pretrain", world, tmp_path / "run", steps=2)
     module.run(cfg)
-    before = {f: f.read_bytes() for f in sorted((tmp_path/"run").rglob("*")) if f.is_file()}
-    assert main(flags("pretrain", world, tmp_path/"run", steps=2, data=world/"broken.jsonl")) == 1
-    assert main(flags("sft", world, tmp_path/"run", init=tmp_path/"run", steps=2)) == 1
-    assert before == {f: f.read_bytes() for f in sorted((tmp_path/"run").rglob("*")) if f.is_file()}
+    before = {f: f.read_bytes() for f in sorted((tmp_path / "run").rglob("*")) if f.is_file()}
+    assert (
+        main(flags("pretrain", world, tmp_path / "run", steps=2, data=world / "broken.jsonl")) == 1
+    )
+    assert main(flags("sft", world, tmp_path / "run", init=tmp_path / "run", steps=2)) == 1
+    assert before == {
+        f: f.read_bytes() for f in sorted((tmp_path / "run").rglob("*")) if f.is_file()
+    }
     said = capsys.readouterr().err
     assert "data was" in said and "init and out are both" in said
 
 
 def test_other_data_under_the_same_name_are_noticed(world, tmp_path):
-    lines = (world/"texts.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (tmp_path/"a.jsonl").write_text("".join(lines), encoding="utf-8")
-    module, cfg = config("pretrain", world, tmp_path/"run", data=(str(tmp_path/"a.jsonl"),), steps=2)
+    lines = (world / "texts.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "a.jsonl").write_text("".join(lines), encoding="utf-8")
+    module, cfg = config(
+        "pretrain", world, tmp_path / "run", data=(str(tmp_path / "a.jsonl"),), steps=2
+    )
     module.run(cfg)
-    (tmp_path/"a.jsonl").write_text("".join(lines[::-1]), encoding="utf-8")
-    with pytest.raises(ValueError, match="data_sha256 was"): module.run(cfg)
+    (tmp_path / "a.jsonl").write_text("".join(lines[::-1]), encoding="utf-8")
+    with pytest.raises(ValueError, match="data_sha256 was"):
+        module.run(cfg)
 
 
 def test_the_same_files_may_be_spelt_otherwise(world, tmp_path, monkeypatch):
-    module, cfg = config("pretrain", world, tmp_path/"run", data=(str(world/"texts.jsonl"),), steps=2)
+    module, cfg = config(
+        "pretrain", world, tmp_path / "run", data=(str(world / "texts.jsonl"),), steps=2
+    )
     module.run(cfg)
     monkeypatch.chdir(world)
-    last = module.run(config("pretrain", world, tmp_path/"run", data=("./texts.jsonl",), steps=2)[1])
+    last = module.run(
+        config("pretrain", world, tmp_path / "run", data=("./texts.jsonl",), steps=2)[1]
+    )
     assert last["step"] == 2
 
 
 def test_little_data_are_all_trained_on_and_that_is_said(world, tmp_path, capsys):
     "One document, whichever side its hash is on."
     for i in range(40):
-        if in_heldout(text := f"A short text, number {i}. " + "It goes on. "*30): break
-    (tmp_path/"one.txt").write_text(text)
-    module, cfg = config("pretrain", world, tmp_path/"run", data=(str(tmp_path/"one.txt"),), heldout=(), steps=1)
+        if in_heldout(text := f"A short text, number {i}. " + "It goes on. " * 30):
+            break
+    (tmp_path / "one.txt").write_text(text)
+    module, cfg = config(
+        "pretrain", world, tmp_path / "run", data=(str(tmp_path / "one.txt"),), heldout=(), steps=1
+    )
     assert "bpb_heldout" not in module.run(cfg)
     assert "nothing is held out" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("changes, name", [(dict(init="x", model="minimind2"), "model"), (dict(init="x", tokenizer="y"), "tokenizer"), (dict(tokenizer="y", vocab_size=5000), "vocab_size")])
+@pytest.mark.parametrize(
+    "changes, name",
+    [
+        (dict(init="x", model="minimind2"), "model"),
+        (dict(init="x", tokenizer="y"), "tokenizer"),
+        (dict(tokenizer="y", vocab_size=5000), "vocab_size"),
+    ],
+)
 def test_flags_without_effect_are_refused(changes, name):
-    with pytest.raises(ValueError, match=f"{name}=.* would have no effect"): stage("pretrain")[1](**changes)
+    with pytest.raises(ValueError, match=f"{name}=.* would have no effect"):
+        stage("pretrain")[1](**changes)
 
 
 @pytest.mark.parametrize("content", ["Call me Ishmael.", "{}", '{"model": 3}', ""])
 def test_a_file_that_is_no_tokenizer_is_named(tmp_path, content):
-    (tmp_path/"tokenizer.json").write_text(content)
-    with pytest.raises(ValueError, match="tokenizer.json is no tokenizer.json"): Tokenizer.from_file(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no such file; a tokenizer is"): Tokenizer.from_file(tmp_path/"nowhere")
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match="tokenizer.json is no tokenizer.json"):
+        Tokenizer.from_file(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such file; a tokenizer is"):
+        Tokenizer.from_file(tmp_path / "nowhere")
 
 
 def test_chat_templates_by_name(world, tmp_path):
-    Tokenizer.from_file(world/"base").save(tmp_path)
-    write = (tmp_path/"tokenizer_config.json").write_text
-    write(json.dumps({"chat_template": [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ messages }}"}]}))
+    Tokenizer.from_file(world / "base").save(tmp_path)
+    write = (tmp_path / "tokenizer_config.json").write_text
+    write(
+        json.dumps(
+            {
+                "chat_template": [
+                    {"name": "tool_use", "template": "no"},
+                    {"name": "default", "template": "{{ messages }}"},
+                ]
+            }
+        )
+    )
     assert Tokenizer.from_file(tmp_path).chat_template == "{{ messages }}"
     write("[]")
-    with pytest.raises(ValueError, match="not a JSON object"): Tokenizer.from_file(tmp_path)
+    with pytest.raises(ValueError, match="not a JSON object"):
+        Tokenizer.from_file(tmp_path)
     write("{")
-    with pytest.raises(ValueError, match="tokenizer_config.json is damaged"): Tokenizer.from_file(tmp_path)
+    with pytest.raises(ValueError, match="tokenizer_config.json is damaged"):
+        Tokenizer.from_file(tmp_path)
