@@ -64,8 +64,7 @@ pytest: $(VENV)/.dev  ## tests/, ending in pytest's summary line
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 10 tests
 
 # ---- work on it ------------------------------------------------------------------------------------------------------
-check: $(VENV)/.dev  ## the fast loop: ruff and the repository gates
-	@$(BIN)/ruff check --quiet nbs tests tools
+check: $(VENV)/.dev  ## the fast loop: the repository gates, ruff among them
 	@$(MAKE) --no-print-directory gates
 
 export: $(VENV)/.dev  ## write the modules from the notebooks
@@ -79,8 +78,8 @@ outputs: $(VENV)/.dev  ## execute all notebooks in place, in order, or the named
 readme: $(VENV)/.dev  ## write README.md from nbs/index.ipynb
 	@$(BIN)/python tools/readme.py
 
-lab: $(VENV)/.course  ## JupyterLab, opened at chapter 1
-	@$(BIN)/jupyter lab nbs/00_core.ipynb
+lab: $(VENV)/.course  ## JupyterLab, opened at chapter 2
+	@$(BIN)/jupyter lab nbs/02_tokenizer.ipynb
 
 site: $(VENV)/.dev  ## the documentation in _site/ (with Quarto where it is installed, else with smalldocs)
 	@$(BIN)/python tools/site.py

@@ -1,9 +1,9 @@
-"""Side-by-side benchmarks: two ways of doing one thing, interleaved in one run, compared by the ratio of medians.
+"""Side-by-side benchmarks: two ways of doing one thing, interleaved in one run, compared by the
+ratio of medians.
 
-    python benchmarks/bench.py [NAME …]      # or `minimind bench`, or `make bench`
+python benchmarks/bench.py [NAME …] # or `minimind bench`, or `make bench`
 
-Each result goes to benchmarks/results/NAME.json with the machine, the commit and the date.
-"""
+Each result goes to benchmarks/results/NAME.json with the machine, the commit and the date."""
 
 import argparse, json, os, platform, statistics, subprocess, sys, threading, time
 from datetime import date
@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
-from minimind.cli import table
 from minimind.core import IGNORE, get_device, get_dtype
+from minimind.log import text_table
 from minimind.losses import causal_lm_loss
 from minimind.model import MiniMind, num_parameters, preset
 from minimind.optim import build_optimizer
@@ -65,7 +65,7 @@ def hf_trainer(config, device, dtype):
     """The same step with Hugging Face's model of the same shape, its own loss, and torch's fused
     AdamW."""
     from transformers import AutoConfig, AutoModelForCausalLM
-    from minimind.checkpoint import to_hf_config
+    from minimind.hub import to_hf_config
 
     settings = to_hf_config(config)
     model = (
@@ -329,7 +329,7 @@ def decode_speed(device, dtype):
     """Goal: greedy decoding at least as fast as Hugging Face's `generate` on the same model and
     prompts."""
     from transformers import AutoConfig, AutoModelForCausalLM
-    from minimind.checkpoint import to_hf_config
+    from minimind.hub import to_hf_config
     from minimind.generate import generate
 
     config = preset("ci")
@@ -521,7 +521,7 @@ def rollout(device, dtype):
     # declared an end token: lengths are then geometric, as uneven as those of a model that answers,
     # and cut at 96, as a rollout's are. Which share of the columns that makes useful is shown.
     from transformers import AutoConfig, AutoModelForCausalLM
-    from minimind.checkpoint import to_hf_config
+    from minimind.hub import to_hf_config
 
     lines, copies = [], ROLLOUT["copies"]
     for name, rounds in (("ci", 5), ("minimind2-small", 3)):
@@ -649,7 +649,7 @@ def main():
     torch.manual_seed(0)
     for name in args.names or BENCHMARKS:
         columns, rows = BENCHMARKS[name](device, dtype)
-        print(f"\n{name}. {BENCHMARKS[name].__doc__}\n{table([columns, *rows])}", flush=True)
+        print(f"\n{name}. {BENCHMARKS[name].__doc__}\n{text_table([columns, *rows])}", flush=True)
         save(
             HERE / "results" / f"{name}{'' if device.type == 'cpu' else '-' + device.type}.json",
             start | dict(title=BENCHMARKS[name].__doc__, columns=columns, rows=rows),

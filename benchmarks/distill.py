@@ -1,11 +1,13 @@
 """Distillation: a small student alone, and with a teacher's distributions or texts, at equal steps.
 
-    python benchmarks/distill.py [--seeds 3] [--teacher-steps 90] [--steps 90] [--out benchmarks/results/distill.json]
+python benchmarks/distill.py [--seeds 3] [--teacher-steps 90] [--steps 90] [--out
+benchmarks/results/distill.json]
 
-Two teachers of the same vocabulary, a wider dense model and a mixture of experts, are pretrained on English text. The same small student is then trained on a part of that text:
-on its tokens alone, on each teacher's distributions (the 128 likeliest tokens of 1,024 and a bucket for the rest, asked once and cached), or, black-box, on text that the teacher has
-written. Same number of steps and rows. Measured: held-out bits per byte.
-"""
+Two teachers of the same vocabulary, a wider dense model and a mixture of experts, are pretrained on
+English text. The same small student is then trained on a part of that text: on its tokens alone, on
+each teacher's distributions (the 128 likeliest tokens of 1,024 and a bucket for the rest, asked
+once and cached), or, black-box, on text that the teacher has written. Same number of steps and
+rows. Measured: held-out bits per byte."""
 
 import argparse, json, statistics, tempfile, time
 from dataclasses import replace
@@ -14,7 +16,7 @@ from pathlib import Path
 from bench import provenance, save
 
 from minimind import distill, pretrain
-from minimind.checkpoint import load_pretrained, to_hf_config
+from minimind.hub import load_pretrained, to_hf_config
 from minimind.core import sample
 from minimind.evaluate import bits_per_byte
 from minimind.generate import generate

@@ -1,11 +1,13 @@
-"""Preferences after fine-tuning: DPO on the shipped pairs, plain and with the chosen answers' own loss, against more fine-tuning on the chosen answers.
+"""Preferences after fine-tuning: DPO on the shipped pairs, plain and with the chosen answers' own
+loss, against more fine-tuning on the chosen answers.
 
-    python benchmarks/dpo.py --init runs/ci/sft [--seeds 3] [--out benchmarks/results/dpo.json]
+python benchmarks/dpo.py --init runs/ci/sft [--seeds 3] [--out benchmarks/results/dpo.json]
 
-All begin with the same fine-tuned model (`minimind run` leaves one in runs/ci/sft) and see the same pairs as often. Measured before and after: the share of held-out pairs
-whose chosen answer the model finds likelier, by the reason why the other is worse; and right answers to the held-out exercises, of which none is trained on.
-The change of the share has a 95 % interval from a bootstrap over the pairs.
-"""
+All begin with the same fine-tuned model (`minimind run` leaves one in runs/ci/sft) and see the same
+pairs as often. Measured before and after: the share of held-out pairs whose chosen answer the model
+finds likelier, by the reason why the other is worse; and right answers to the held-out exercises,
+of which none is trained on. The change of the share has a 95 % interval from a bootstrap over the
+pairs."""
 
 import argparse, json, tempfile, time
 from collections import defaultdict
@@ -16,7 +18,7 @@ import numpy as np
 from bench import provenance, save
 
 from minimind import dpo, sft
-from minimind.checkpoint import load_pretrained
+from minimind.hub import load_pretrained
 from minimind.core import sample
 from minimind.data import JsonlReader
 from minimind.evaluate import exact_match, wilson

@@ -1,10 +1,11 @@
-"""Experts against a dense model of equal work: `ci` and `ci-moe` (four experts, one for a token) pretrained alike, with and without the load-balance loss.
+"""Experts against a dense model of equal work: `ci` and `ci-moe` (four experts, one for a token)
+pretrained alike, with and without the load-balance loss.
 
-    python benchmarks/experts.py [--seeds 3] [--steps 300] [--out benchmarks/results/experts.json]
+python benchmarks/experts.py [--seeds 3] [--steps 300] [--out benchmarks/results/experts.json]
 
-Each run is `minimind pretrain` on the shipped text: same data, same order of rows, same tokenizer, same number of steps. Measured: held-out bits per byte,
-seconds a step, and over the run how evenly the routers spread the tokens.
-"""
+Each run is `minimind pretrain` on the shipped text: same data, same order of rows, same tokenizer,
+same number of steps. Measured: held-out bits per byte, seconds a step, and over the run how evenly
+the routers spread the tokens."""
 
 import argparse, tempfile, time
 from dataclasses import replace
@@ -15,7 +16,7 @@ from bench import provenance, save
 
 from minimind import pretrain
 from minimind.model import PRESETS, num_parameters
-from minimind.train import read_metrics
+from minimind.log import read_metrics
 
 ARMS = {
     "dense": PRESETS["ci"],

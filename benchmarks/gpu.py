@@ -1,23 +1,23 @@
-"""What a card reaches in training: tokens a second, the share of its peak rate that they are, and memory.
+"""What a card reaches in training: tokens a second, the share of its peak rate that they are, and
+memory.
 
-    minimind bench gpu        # or python benchmarks/gpu.py
+minimind bench gpu # or python benchmarks/gpu.py
 
-Each model runs in a process of its own, through `minimind.pretrain.run` like any other run, on the shipped text, with and without
-torch.compile. The result goes to benchmarks/results/gpu-NAME.json; the plans of `minimind recipe` use it from then on.
-"""
+Each model runs in a process of its own, through `minimind.pretrain.run` like any other run, on the
+shipped text, with and without torch.compile. The result goes to benchmarks/results/gpu-NAME.json;
+the plans of `minimind recipe` use it from then on."""
 
 import argparse, json, statistics, subprocess, sys, tempfile
 from pathlib import Path
 import torch
 from bench import HERE, provenance, save
 from minimind import pretrain
-from minimind.cli import table
 from minimind.core import get_device, get_dtype, sample
-from minimind.launch import GPUS, gpu_of
+from minimind.log import read_metrics, text_table
 from minimind.model import PRESETS, flops_per_token, num_parameters
 from minimind.pretrain import TEXT_SAMPLES, PretrainConfig
+from minimind.recipe import GPUS, gpu_of
 from minimind.tokenizer import Tokenizer
-from minimind.train import read_metrics
 
 MODELS = "minimind2-small", "minimind-3", "minimind-3-moe"
 # log lines that are left out: first calls, compilation
@@ -195,7 +195,7 @@ def main():
         ]
         for r in result["runs"]
     ]
-    print(f"\n{title}\n{table([result['columns'], *result['rows']])}")
+    print(f"\n{title}\n{text_table([result['columns'], *result['rows']])}")
     save(args.out / f"gpu-{(gpu or name).replace(' ', '-')}.json", result)
 
 

@@ -1,11 +1,14 @@
-"""Longer texts than in training: train a `ci` model on rows of 128 bytes, then read up to 8 times as far with RoPE as it is, and stretched in three ways.
+"""Longer texts than in training: train a `ci` model on rows of 128 bytes, then read up to 8 times
+as far with RoPE as it is, and stretched in three ways.
 
-    python benchmarks/long_context.py [--seeds 3] [--steps 900] [--out benchmarks/results/long_context.json]
+python benchmarks/long_context.py [--seeds 3] [--steps 900] [--out
+benchmarks/results/long_context.json]
 
-Bytes are the tokens, so bits per token are bits per byte. Half of the training rows are English prose. A quarter repeat a random word over and over, and
-a quarter are needles: random words hidden in prose, to be said again at the end; without them a model this small does not learn to look anything up.
-Measured on held-out prose: bits per byte by position, and the share of the needles' letters that are right, by the distance to the needle.
-"""
+Bytes are the tokens, so bits per token are bits per byte. Half of the training rows are English
+prose. A quarter repeat a random word over and over, and a quarter are needles: random words hidden
+in prose, to be said again at the end; without them a model this small does not learn to look
+anything up. Measured on held-out prose: bits per byte by position, and the share of the needles'
+letters that are right, by the distance to the needle."""
 
 import argparse, json, math, random, time
 from pathlib import Path

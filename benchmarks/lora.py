@@ -1,10 +1,13 @@
-"""LoRA beside full fine-tuning: a tuned model learns the words of a ward; what does it learn, and what does it lose?
+"""LoRA beside full fine-tuning: a tuned model learns the words of a ward; what does it learn, and
+what does it lose?
 
-    python benchmarks/lora.py --init runs/ci/sft [--seeds 3] [--steps 200] [--out benchmarks/results/lora.json]
+python benchmarks/lora.py --init runs/ci/sft [--seeds 3] [--steps 200] [--out
+benchmarks/results/lora.json]
 
-Both ways see the same rows in the same order, each with a learning rate that was chosen for it (see LOG.md). Measured on questions and texts that were never
-trained on: right answers on the ward, right answers on the skills that the model had before, bits per byte of plain text. About seven minutes on one core.
-"""
+Both ways see the same rows in the same order, each with a learning rate that was chosen for it (see
+LOG.md). Measured on questions and texts that were never trained on: right answers on the ward,
+right answers on the skills that the model had before, bits per byte of plain text. About seven
+minutes on one core."""
 
 import argparse, contextlib, io, json, statistics, tempfile, time
 from pathlib import Path
@@ -13,7 +16,7 @@ import torch
 from bench import provenance, save
 
 from minimind import lora, sft
-from minimind.checkpoint import load_pretrained
+from minimind.hub import load_pretrained
 from minimind.core import sample
 from minimind.data import JsonlReader
 from minimind.evaluate import bits_per_byte, exact_match
@@ -21,7 +24,7 @@ from minimind.lora import LoRAConfig, WARD_SAMPLES, load_lora
 from minimind.model import num_parameters
 from minimind.pretrain import TEXT_SAMPLES, read_documents, take_bytes
 from minimind.sft import SFTConfig
-from minimind.train import read_metrics
+from minimind.log import read_metrics
 
 SHARED = dict(
     steps=200,

@@ -1,11 +1,14 @@
-"""Reinforcement learning after fine-tuning: GRPO, CISPO, PPO and SPO on the same number of samples, measured on problems that were never trained on.
+"""Reinforcement learning after fine-tuning: GRPO, CISPO, PPO and SPO on the same number of samples,
+measured on problems that were never trained on.
 
-    python benchmarks/rl.py --init runs/ci/sft [--seeds 3] [--out benchmarks/results/rl.json]
+python benchmarks/rl.py --init runs/ci/sft [--seeds 3] [--out benchmarks/results/rl.json]
 
-All begin with the same fine-tuned model (`minimind run` leaves one in runs/ci/sft) and draw equally many completions for exercises of the shipped samples; the reward is 1 for a right
-answer. Measured before and after on held-out exercises: the mean reward of sampled replies (temperature 1, eight a problem, which is what is trained), right greedy replies, length, and the
-divergence from the first model. The change has a 95 % interval from a bootstrap over the problems. A run that is done is kept in the result file: the same command goes on after an interruption.
-"""
+All begin with the same fine-tuned model (`minimind run` leaves one in runs/ci/sft) and draw equally
+many completions for exercises of the shipped samples; the reward is 1 for a right answer. Measured
+before and after on held-out exercises: the mean reward of sampled replies (temperature 1, eight a
+problem, which is what is trained), right greedy replies, length, and the divergence from the first
+model. The change has a 95 % interval from a bootstrap over the problems. A run that is done is kept
+in the result file: the same command goes on after an interruption."""
 
 import argparse, json, tempfile, time
 from pathlib import Path
@@ -15,19 +18,13 @@ import torch
 from bench import provenance
 
 from minimind import grpo, ppo
-from minimind.checkpoint import load_pretrained
+from minimind.hub import load_pretrained
 from minimind.core import IGNORE, read_json, sample, write_json
 from minimind.data import JsonlReader
 from minimind.ppo import k3
-from minimind.rollout import (
-    LocalEngine,
-    RewardMix,
-    completion_rows,
-    read_prompts,
-    reply_text,
-    score_rows,
-)
-from minimind.train import read_metrics
+from minimind.rewards import RewardMix
+from minimind.rollout import LocalEngine, completion_rows, read_prompts, reply_text, score_rows
+from minimind.log import read_metrics
 
 # sampled replies to a held-out problem; tokens
 DRAWS, MAX_NEW_TOKENS, SEQ_LEN = 8, 40, 160

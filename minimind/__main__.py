@@ -1,6 +1,6 @@
 "`python -m minimind`, also as one of the processes that `torchrun` starts."
 from minimind.cli import main
-from minimind.train import leave
+from minimind.dist import leave
 
 if __name__ == "__main__":
     try: code = main()

@@ -1,4 +1,5 @@
-"What every test may rely on: no network, no window, one size, repeatable examples, and an answer to the markers."
+"""What every test may rely on: no network, no window, one size, repeatable examples, and an answer
+to the markers."""
 
 import os
 

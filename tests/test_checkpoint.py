@@ -22,28 +22,32 @@ from minimind.checkpoint import (
     Checkpointer,
     ModelFolder,
     SettingsChanged,
-    check_start,
+    checkpoint_bytes,
     checkpoints,
+    refuse_changes,
+    run_lock,
+)
+from minimind.stage import StageConfig, check_start, run_stage
+from minimind.hub import (
     from_hf_config,
     load_config,
     load_model,
     load_pretrained,
     model_tensors,
     read_tensors,
-    refuse_changes,
-    run_lock,
-    run_stage,
     save_pretrained,
     to_hf_config,
     write_tensors,
 )
-from minimind.core import atomic_path, read_json, sample, write_json
+from minimind.core import Stateful, atomic_path, read_json, sample, write_json
+from minimind.data import Batches
 from minimind.generate import generate
 from minimind.losses import causal_lm_loss
 from minimind.model import MiniMind, ModelConfig, stretch
 from minimind.optim import build_optimizer
 from minimind.tokenizer import Tokenizer
-from minimind.train import TrainConfig, fit, read_metrics
+from minimind.train import fit
+from minimind.log import read_metrics
 
 SHAPE = dict(
     hidden_size=48,
@@ -101,7 +105,6 @@ def complaints(caplog):
 
 
 # ---- Hugging Face folders
-# --------------------------------------------------------------------------------------------
 @kinds
 def test_transformers_opens_our_folder(tmp_path, tokenizer, complaints, qk_norm, tied):
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -328,7 +331,6 @@ def test_a_stretched_model_is_loaded_from_the_same_folder(tmp_path, tokenizer):
 
 
 # ---- starts that are refused
-# -----------------------------------------------------------------------------------------
 def test_a_finished_model_without_a_run_is_not_overwritten(tmp_path, tokenizer):
     save_pretrained(model_of(tokenizer), tokenizer, tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
@@ -418,10 +420,15 @@ def test_files_that_were_moved_are_told_by_their_content(tmp_path):
         {"data": ["/nowhere/a.jsonl"], "lr": 1.0},
         {"data": [str(tmp_path / "a.jsonl")], "lr": 1.0},
     )
-    refuse_changes("run", was, now)
+    refuse_changes("run", was, now, settings(tmp_path))
     (tmp_path / "b.jsonl").write_text("")
     with pytest.raises(SettingsChanged, match="data was"):
-        refuse_changes("run", {"data": [str(tmp_path / "b.jsonl")], "lr": 1.0}, now)
+        refuse_changes(
+            "run",
+            {"data": [str(tmp_path / "b.jsonl")], "lr": 1.0},
+            now,
+            settings(tmp_path),
+        )
 
 
 def test_a_copy_kept_under_another_name_is_left_alone(tmp_path, tokenizer):
@@ -577,7 +584,6 @@ def test_saving_over_another_model(tmp_path, tokenizer):
 
 
 # ---- broken folders
-# --------------------------------------------------------------------------------------------------
 def only_error(e):
     return e.value.__cause__ is None and (
         e.value.__suppress_context__ or e.value.__context__ is None
@@ -667,7 +673,6 @@ def test_missing_files(tmp_path, tokenizer):
 
 
 # ---- atomic writes
-# ---------------------------------------------------------------------------------------------------
 def test_atomic_path_replaces_whole_or_not_at_all(tmp_path):
     file = tmp_path / "a.json"
     write_json(file, {"old": "值"})
@@ -712,7 +717,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         """
 import sys, torch
 from pathlib import Path
-from minimind.checkpoint import write_tensors
+from minimind.hub import write_tensors
 from minimind.core import write_json
 folder = Path(sys.argv[1])
 for write in (lambda: write_tensors(folder/"a.safetensors", {"w": torch.zeros(100_000)}), lambda: write_json(folder/"b.json", "x"*100_000)):
@@ -736,24 +741,21 @@ for write in (lambda: write_tensors(folder/"a.safetensors", {"w": torch.zeros(10
 
 
 # ---- resume
-# ----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Settings(TrainConfig):
+class Settings(StageConfig):
     data: tuple = ("a.jsonl",)
 
 
-class Rows:
+class Rows(Batches):
     "The same random rows for every run; a pure function of the step."
 
     steps_per_epoch, fill = 3, 1.0
 
     def __init__(self, V, rows=4):
-        self.V, self.rows, self.tokens_per_epoch, self.identity = (
-            V,
-            rows,
-            3 * rows * 16,
-            {"data_sha256": f"that of {rows} rows"},
-        )
+        self.V, self.rows, self.tokens_per_epoch = V, rows, 3 * rows * 16
+
+    def fingerprint(self):
+        return {"data_sha256": f"that of {self.rows} rows"}
 
     def at(self, step):
         ids = torch.randint(
@@ -954,7 +956,6 @@ def test_settings_that_change_nothing_may_change(tmp_path, tokenizer):
 
 
 # ---- broken checkpoints
-# ----------------------------------------------------------------------------------------------
 def state(change):
     def apply(folder):
         d = read_json(folder / "state.json")
@@ -1050,13 +1051,12 @@ def test_nan_keeps_the_last_checkpoint_and_the_batch(tmp_path, tokenizer):
 
 
 # ---- a full disk in the middle of training
-# ---------------------------------------------------------------------------
 TRAIN = """
 import sys
 sys.path.insert(0, "tests")
 import torch
 from test_checkpoint import Rows, model_of, settings
-from minimind.checkpoint import run_stage
+from minimind.stage import run_stage
 from minimind.losses import causal_lm_loss
 from minimind.tokenizer import Tokenizer
 tokenizer = Tokenizer.from_file(sys.argv[1] + ".tokenizer.json")
@@ -1138,7 +1138,7 @@ def test_a_disk_that_will_be_full_is_seen_before_the_first_step(
     tmp_path, tokenizer, monkeypatch, capsys
 ):
     cfg, Usage = settings(tmp_path / "run", steps=2, keep=2), namedtuple("Usage", "total used free")
-    needed = Checkpointer(ModelFolder(model_of(tokenizer), None), {}, cfg).room()
+    needed = checkpoint_bytes(cfg, ModelFolder(model_of(tokenizer), None))
     for free, warned in ((needed - 1, True), (needed, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: Usage(2**40, 0, free))
         run_stage(
@@ -1170,7 +1170,7 @@ def test_fit_works_with_a_checkpointer_of_its_own(tmp_path, tokenizer):
             causal_lm_loss,
             optimizers,
             cfg,
-            checkpointer=checkpointer,
+            saver=checkpointer,
         )["step"]
         == 2
     )
@@ -1234,7 +1234,7 @@ def test_a_checkpoint_beside_the_training(tmp_path, tokenizer, monkeypatch, caps
             causal_lm_loss,
             optimizers,
             replace(cfg, steps=8, eval_every=7, save_every=100),
-            checkpointer=checkpointer,
+            saver=checkpointer,
             evaluate=broken,
         )
     # … and the late one is told too
@@ -1243,7 +1243,7 @@ def test_a_checkpoint_beside_the_training(tmp_path, tokenizer, monkeypatch, caps
         replace(cfg, parallel="fsdp")
 
 
-class Tracker:
+class Tracker(Batches, Stateful):
     "Batches with a memory of their own: what they give depends on what was given before."
 
     steps_per_epoch = 4
@@ -1272,7 +1272,7 @@ def test_parts_with_a_state_are_saved_and_restored(tmp_path, tokenizer):
             tokenizer,
             _Until(batches, steps),
             causal_lm_loss,
-            parts={"tracker": batches},
+            stateful={"tracker": batches},
         )
 
     run("whole", 8)
@@ -1284,7 +1284,7 @@ def test_parts_with_a_state_are_saved_and_restored(tmp_path, tokenizer):
     )
 
 
-class _Until:
+class _Until(Batches):
     "Batches that die at a step."
 
     def __init__(self, batches, steps):

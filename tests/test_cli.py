@@ -13,12 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from minimind import cli
-from minimind.checkpoint import load_pretrained, to_hf_config
+from minimind import cli, doctor, ladder
+from minimind.hub import load_pretrained, to_hf_config
 from minimind.core import data_dir, sample
 from minimind.data import manifest
 from minimind.model import ModelConfig
+from minimind.plugins import plugin_names
+from minimind.stage import find_stage
+from minimind.train import option, options
 
+STAGES = plugin_names("stage")
 TINY = ModelConfig(
     hidden_size=32,
     num_hidden_layers=1,
@@ -54,7 +58,6 @@ def process(*words, **kw):
 
 
 # ---- words that are not understood
-# -----------------------------------------------------------------------------------
 
 
 def test_help(say):
@@ -64,7 +67,7 @@ def test_help(say):
         and err == ""
         and all(
             name in out
-            for name in ("run", "doctor", "data", "tokenizer", "eval", "chat", "bench", *cli.STAGES)
+            for name in ("run", "doctor", "data", "tokenizer", "eval", "chat", "bench", *STAGES)
         )
     )
     assert say() == (0, out, "")
@@ -183,12 +186,11 @@ def test_terminals_that_know_no_unicode():
 
 
 # ---- flags
-# -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(cli.STAGES))
+@pytest.mark.parametrize("name", STAGES)
 def test_flags_are_the_config(name):
-    cls, parser = cli.stage(name)[1], cli.build_parser(name)
+    cls, parser = find_stage(name).config, cli.build_parser(name)
     assert cli.config_from(parser.parse_args([name]), cls) == cls()
     words = {int: "7", float: "0.5", str: "auto", tuple: "x"}
     for f in (f for f in fields(cls) if f.init):  # the others follow from these
@@ -206,9 +208,9 @@ def test_flags_are_the_config(name):
 
 @dataclass(frozen=True)
 class Odd:
-    share: float = 0.5  # 100 % is all
-    files: tuple = ()  # some files
-    packed: bool = True  # can be turned off
+    share: float = option(0.5, "100 % is all")
+    files: tuple = option((), "some files")
+    packed: bool = option(True, "can be turned off")
 
 
 def test_flags_of_any_dataclass(capsys):
@@ -226,12 +228,13 @@ def test_flags_of_any_dataclass(capsys):
     assert "100 % is all (default: 0.5)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", list(cli.STAGES))
-def test_help_comes_from_the_comments(say, name):
-    cls = cli.stage(name)[1]
-    docs, text = cli.field_docs(cls), " ".join(say(name, "--help")[1].split())
-    assert {f.name for f in fields(cls)} <= set(docs), (
-        "each field of a config needs a comment: it is the help of its flag"
+@pytest.mark.parametrize("name", STAGES)
+def test_help_comes_from_the_fields(say, name):
+    cls = find_stage(name).config
+    docs = {field: known["help"] for field, known in options(cls).items()}
+    text = " ".join(say(name, "--help")[1].split())
+    assert {f.name for f in fields(cls)} == set(docs) and all(docs.values()), (
+        "each field of a config needs a sentence: it is the help of its flag"
     )
     for f in (f for f in fields(cls) if f.init):
         assert (
@@ -240,7 +243,6 @@ def test_help_comes_from_the_comments(say, name):
 
 
 # ---- the machine and the data
-# ----------------------------------------------------------------------------------------
 
 
 def test_doctor(say):
@@ -275,19 +277,19 @@ def test_memory_of_odd_machines(say, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(Path, "read_text", read_text)
         m.setattr(os, "sysconf", sysconf)
-        assert cli.memory() == (6000 * 1024, 8_192_000)  # Linux
+        assert doctor.memory() == (6000 * 1024, 8_192_000)  # Linux
         files["/sys/fs/cgroup/memory.max"] = "5000\n"
-        assert cli.memory() == (4900, 5000)  # in a container
+        assert doctor.memory() == (4900, 5000)  # in a container
         files.clear()
-        assert cli.memory() == (None, 8_192_000)  # macOS
+        assert doctor.memory() == (None, 8_192_000)  # macOS
         numbers["SC_PHYS_PAGES"] = -1
-        assert cli.memory() == (None, None)
+        assert doctor.memory() == (None, None)
         del numbers["SC_PHYS_PAGES"]
-        assert cli.memory() == (None, None)
+        assert doctor.memory() == (None, None)
     monkeypatch.delattr(os, "sysconf")  # Windows
     code, out, err = say("doctor")
     assert (
-        cli.memory() == (None, None)
+        doctor.memory() == (None, None)
         and code == 0
         and "unknown free of unknown" in out
         and "if the memory is there" in out
@@ -297,9 +299,9 @@ def test_memory_of_odd_machines(say, monkeypatch):
 def test_no_preset_fits(say, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(cli, "memory", lambda: (1 << 20, 1 << 30))
+    monkeypatch.setattr(doctor, "memory", lambda: (1 << 20, 1 << 30))
     assert "none fits" in say("doctor")[1]
-    monkeypatch.setattr(cli, "memory", lambda: (1 << 40, 1 << 40))
+    monkeypatch.setattr(doctor, "memory", lambda: (1 << 40, 1 << 40))
     assert "minimind-3-moe:" in say("doctor")[1]
 
 
@@ -375,7 +377,6 @@ def test_data_show_in_colour(tmp_path, monkeypatch):
 
 
 # ---- from a book to a chat
-# -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -575,7 +576,6 @@ def test_a_chat_that_grows_too_long(there, say, monkeypatch):
 
 
 # ---- the tokenizer, small texts, the ladder
-# --------------------------------------------------------------------------
 
 
 def test_tokenizer(there, say, tmp_path):
@@ -664,7 +664,7 @@ def test_the_ladder(say, tmp_path, monkeypatch):
         "run",
         "--out",
         tmp_path / "ci",
-        *(word for name in cli.LADDER for word in (f"--{name}-steps", 1)),
+        *(word for name in ladder.rungs() for word in (f"--{name}-steps", 1)),
         "--device",
         "cpu",
     )
@@ -673,7 +673,7 @@ def test_the_ladder(say, tmp_path, monkeypatch):
         "1/6",
         "5/6",
         "6/6",
-        *cli.LADDER,
+        *ladder.rungs(),
         "before",
         "bigram",
         "right answers",
@@ -681,14 +681,14 @@ def test_the_ladder(say, tmp_path, monkeypatch):
         "parameters",
         "tokens/s",
         "Sample chats",
-        cli.QUESTIONS[0],
+        ladder.QUESTIONS[0],
         "minimind chat",
     ):
         assert word in out, word
     results = json.loads((tmp_path / "ci" / "results.json").read_text(encoding="utf-8"))
     assert (
         set(results) == {"heldout", "answers", "choices", "stages", "tokens_per_second", "chats"}
-        and list(results["chats"]) == cli.QUESTIONS
+        and list(results["chats"]) == ladder.QUESTIONS
     )
     assert "replies" not in results["answers"] and results["answers"]["n"] == 8
     for numbers in results["heldout"].values():
@@ -698,7 +698,7 @@ def test_the_ladder(say, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     "An untrained model's folder."
-    from minimind.checkpoint import save_pretrained
+    from minimind.hub import save_pretrained
     from minimind.core import sample
     from minimind.model import MiniMind, preset
     from minimind.tokenizer import Tokenizer

@@ -1,6 +1,8 @@
-"The switches: size, device, precision, seed, and where the data lies."
+"The switches: size, device, precision, seed; where the data lies, and how folders are made."
 
+import os
 import random
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -121,3 +123,89 @@ def test_no_data_anywhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="clone"):
         core.data_dir()
+
+
+# ---- folders and states
+def content(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    for text in ("one", "two"):
+        with core.atomic_folder(tmp_path / "deep" / "made") as half:
+            assert half.parent == tmp_path / "deep" and half.name.startswith(".made.")
+            (half / text).write_text(text)
+            assert text not in content(tmp_path / "deep" / "made")
+    assert content(tmp_path) == ["deep", "deep/made", "deep/made/two"]
+
+
+def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "old").write_text("")
+    with pytest.raises(KeyboardInterrupt):
+        with core.atomic_folder(tmp_path / "made") as half:
+            (half / "new").write_text("")
+            raise KeyboardInterrupt
+    assert content(tmp_path) == ["made", "made/old"]
+
+
+def test_the_quicker_process_wins(tmp_path):
+    other = tmp_path / "made"
+
+    def make():
+        other.mkdir()
+        (other / "theirs").write_text("")
+
+    with core.atomic_folder(other, unless=other.exists) as half:
+        (half / "ours").write_text("")
+        make()
+    assert content(tmp_path) == ["made", "made/theirs"]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_process_that_is_quicker_by_a_hair(tmp_path, monkeypatch, same):
+    """The other process renames its folder between our last look and our own rename: fine if it
+    made the same, an error if not."""
+    asked, other = [], tmp_path / "made"
+
+    def unless():
+        asked.append(True)
+        return same and len(asked) > 1
+
+    def rename(self, target):
+        other.mkdir()
+        (other / "theirs").write_text("")
+        raise OSError("directory not empty")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="not empty") if not same else nullcontext():
+        with core.atomic_folder(other, unless=unless) as half:
+            (half / "ours").write_text("")
+    assert len(asked) == 2 and content(tmp_path) == ["made", "made/theirs"]
+
+
+def test_only_what_nobody_writes_to_is_swept(tmp_path):
+    for name in (".made.1-1.tmp", ".made.2-2.tmp", ".other.3-3.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").write_text("")
+    for old in (".made.1-1.tmp", ".other.3-3.tmp"):
+        for path in (tmp_path / old / "part", tmp_path / old):
+            os.utime(path, (1, 1))
+    assert [p.name for p in core.leftovers(tmp_path / "made")] == [".made.1-1.tmp"]
+    with core.atomic_folder(tmp_path / "made"):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        ".made.2-2.tmp",
+        ".other.3-3.tmp",
+        "made",
+    ]
+
+
+def test_a_stateful_says_what_it_lacks():
+    class Forgetful(core.Stateful):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Forgetful"):
+        Forgetful().state_tensors()
+    with pytest.raises(NotImplementedError, match="Forgetful"):
+        Forgetful().load_state_tensors({})

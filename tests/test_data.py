@@ -1,4 +1,5 @@
-"Data: every row is used once, in an order that can be computed; every bad line is named or counted; memory does not grow with the file."
+"""Data: every row is used once, in an order that can be computed; every bad line is named or
+counted; memory does not grow with the file."""
 
 import gzip
 import json
@@ -21,11 +22,13 @@ from minimind.chat import CHAT_TEMPLATE
 from minimind.core import IGNORE, data_dir, sample
 from minimind.data import (
     BadLine,
+    Batches,
     EpochRows,
     JsonlReader,
     PackedBatches,
     TextReader,
     TokenStore,
+    batches_by_length,
     build_store,
     chat_row,
     clean_text,
@@ -33,8 +36,11 @@ from minimind.data import (
     format_tokens,
     in_heldout,
     manifest,
+    map_by_length,
     open_texts,
     pack_lengths,
+    pad,
+    read_documents,
     text_row,
 )
 from minimind.losses import causal_lm_loss
@@ -79,7 +85,6 @@ def build(paths, tok, out, **kw):
 
 
 # ---- packing
-# ---------------------------------------------------------------------------------------------------------
 class MemoryStore:
     """A store of documents that lie in memory; document i has the tokens 1000·i + 1, 1000·i + 2, …,
     so a token tells where it is from."""
@@ -291,6 +296,76 @@ def test_packing_refuses(kw, message):
         PackedBatches(MemoryStore([5]), **dict(seq_len=8, batch_size=2) | kw)
 
 
+def test_batches_have_defaults():
+    class Toy(Batches):
+        steps_per_epoch = 3
+
+    toy = Toy()
+    assert toy.sources(0) == [] and toy.numbers() == {} == toy.fingerprint()
+    assert toy.observe(None) is None and toy.tokens_per_epoch is None
+    assert (toy.fill, toy.sequences, toy.steps_per_making, toy.needs_model) == (1.0, 1, 1, False)
+    with pytest.raises(NotImplementedError, match="Toy"):
+        toy.at(0)
+
+
+def test_packed_batches_know_their_data():
+    batches = PackedBatches(MemoryStore([8] * 11), 8, 4)
+    assert isinstance(batches, Batches)
+    assert batches.fingerprint() == {
+        "tokens_per_epoch": 88,
+        "data_sha256": batches.store.meta["sha256"],
+    }
+
+
+@given(st.lists(st.lists(st.integers(0, 99), max_size=5), min_size=1), st.integers(-100, 0))
+def test_padding(rows, fill):
+    right, left = pad(rows, fill), pad(rows, fill, side="left")
+    longest = max(map(len, rows))
+    assert right.dtype == left.dtype == torch.int64
+    assert right.tolist() == [row + [fill] * (longest - len(row)) for row in rows]
+    assert left.tolist() == [[fill] * (longest - len(row)) + row for row in rows]
+    arrays = [np.array(row, np.int64) for row in rows]
+    assert torch.equal(pad(arrays, fill), right)
+
+
+def test_padding_refuses():
+    with pytest.raises(ValueError, match="'top': choose right or left"):
+        pad([[1]], 0, side="top")
+    with pytest.raises(ValueError):
+        pad([], 0)
+
+
+@given(st.lists(st.text(max_size=4), max_size=30), st.integers(1, 7))
+def test_like_lengths_go_together_and_results_come_back_in_order(rows, size):
+    calls = []
+
+    def f(batch):
+        calls.append(batch)
+        return [row + "!" for row in batch]
+
+    assert map_by_length(f, rows, size) == [row + "!" for row in rows]
+    assert sum(calls, []) == sorted(rows, key=len)
+    assert [len(batch) for batch in calls] == [
+        len(rows[at : at + size]) for at in range(0, len(rows), size)
+    ]
+    assert [[rows[i] for i in batch] for batch in batches_by_length(rows, size)] == calls
+    longest_first = map_by_length(f, rows, size, length=lambda row: -len(row))
+    assert longest_first == [row + "!" for row in rows]
+
+
+def test_documents_are_read_file_after_file(tmp_path):
+    a = write(tmp_path / "a.jsonl", [{"text": f"one {n}"} for n in range(200)])
+    b = tmp_path / "b.txt"
+    b.write_text("a book")
+    documents = list(read_documents([a, b]))
+    assert documents == [f"one {n}" for n in range(200)] + ["a book"]
+    held = list(read_documents([a, b], "heldout"))
+    assert held == [d for d in documents if in_heldout(d)] != []
+    assert list(read_documents([a, b], "train")) == [d for d in documents if not in_heldout(d)]
+    a.write_text("{broken\n")
+    assert list(read_documents([a, b], on_bad_line="skip")) == ["a book"]
+
+
 def test_a_conversation_is_never_split():
     with pytest.raises(ValueError, match="can't be split"):
         PackedBatches(MemoryStore([5], [[1] * 5]), 8, 2, long="split")
@@ -331,7 +406,6 @@ def test_documents_in_a_row_do_not_see_each_other():
 
 
 # ---- reading
-# ---------------------------------------------------------------------------------------------------------
 BAD = {  # line -> what the message says
     b"": "empty line",
     b"  \r": "empty line",
@@ -559,7 +633,6 @@ def test_a_million_lines_with_bad_ones(tmp_path):
 
 
 # ---- plain text
-# ------------------------------------------------------------------------------------------------------
 def joined(path, **kw):
     return "".join("".join(text.split()) for _, text in TextReader(path, **kw))
 
@@ -631,7 +704,6 @@ def test_the_held_out_side_never_depends_on_others(texts):
 
 
 # ---- the store
-# -------------------------------------------------------------------------------------------------------
 def test_bos_and_eos_exactly_once(tmp_path, tok):
     texts = ["hello", "<|im_start|>hello<|im_end|>", "<think>\n</think> <|endoftext|>", "水"]
     store = build(write(tmp_path / "t.jsonl", [{"text": t} for t in texts]), tok, tmp_path / "s")
@@ -811,7 +883,6 @@ def test_samples_are_whole():
 
 
 # ---- other processes
-# -------------------------------------------------------------------------------------------------
 def python(code, *args, **kw):
     env = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -958,7 +1029,6 @@ def test_a_gigabyte_trains_in_the_memory_of_a_megabyte(tmp_path, tok):
 
 
 # ---- order of rows
-# ---------------------------------------------------------------------------------------------------
 def test_epoch_rows_visit_every_row_once_an_epoch():
     order = EpochRows(10, 4, seed=3)
     epochs = [np.concatenate([order.at(3 * e + i) for i in range(3)]) for e in range(3)]

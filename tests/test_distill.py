@@ -1,4 +1,5 @@
-"Distillation: the formula, its gradients, the chunked and the cached form of it, and a stage that resumes exactly and leaves its teacher alone."
+"""Distillation: the formula, its gradients, the chunked and the cached form of it, and a stage that
+resumes exactly and leaves its teacher alone."""
 
 import json
 import math
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minimind import distill
-from minimind.checkpoint import load_pretrained, save_pretrained, to_hf_config, weights_sha256
+from minimind.hub import load_pretrained, save_pretrained, to_hf_config, weights_sha256
 from minimind.core import IGNORE
 from minimind.data import JsonlReader, PackedBatches, build_store
 from minimind.distill import (
@@ -35,7 +36,8 @@ from minimind.losses import causal_lm_loss, lm_loss, shift
 from minimind.model import MiniMind, ModelConfig
 from minimind.sft import SFTConfig
 from minimind.tokenizer import Tokenizer
-from minimind.train import compute_gradients, read_metrics
+from minimind.train import compute_gradients
+from minimind.log import read_metrics
 
 V = 310
 TEACHER = dict(
@@ -487,7 +489,7 @@ def test_places_are_the_stores_own_tokens(rows):
     )
     assert (
         placed.sources(0) == placed.batches.sources(0)
-        and placed.identity == placed.batches.identity
+        and placed.fingerprint() == placed.batches.fingerprint()
     )
 
 
@@ -629,7 +631,7 @@ def test_refusals(rows, world, tmp_path):
     ],
 )
 def test_a_run_says_what_is_wrong(world, tmp_path, changes, error, message):
-    spelt = {
+    settings = {
         k: tuple(str(world / f) for f in v)
         if isinstance(v, tuple)
         else str(world / v)
@@ -640,9 +642,9 @@ def test_a_run_says_what_is_wrong(world, tmp_path, changes, error, message):
     before = sorted(p.name for p in (world / "teacher").iterdir())
     with pytest.raises(error, match=message):
         distill.run(
-            config(world, tmp_path / "run", **spelt)
-            if "out" not in spelt
-            else config(world, **spelt)
+            config(world, tmp_path / "run", **settings)
+            if "out" not in settings
+            else config(world, **settings)
         )
     assert (
         not (tmp_path / "run" / "store").exists()
@@ -685,12 +687,12 @@ def contents(folder):
     ids=["live", "cached", "text", "experts", "goes on"],
 )
 def test_a_run_learns_resumes_exactly_and_leaves_the_teacher_alone(world, tmp_path, changes):
-    spelt = {
+    settings = {
         k: str(world / v) if isinstance(v, str) and (world / v).exists() else v
         for k, v in changes.items()
     }
     before = contents(world / "teacher")
-    cfg = config(world, tmp_path / "run", **spelt)
+    cfg = config(world, tmp_path / "run", **settings)
     last = distill.run(cfg)
     assert (
         last["step"] == 8

@@ -1,4 +1,5 @@
-"Several processes train as one: the same losses and weights for every stage, a run that goes on with another number of processes, and no hanging when one dies. Real processes, gloo."
+"""Several processes train as one: the same losses and weights for every stage, a run that goes on
+with another number of processes, and no hanging when one dies. Real processes, gloo."""
 
 import hashlib
 import json
@@ -14,9 +15,9 @@ import pytest
 import torch
 from test_stages import ADAPTERS, TINY, config, flags, world  # noqa: F401  (a fixture)
 
-from minimind.checkpoint import read_tensors
-from minimind.cli import STAGES
-from minimind.train import read_metrics
+from minimind.hub import read_tensors
+from minimind.log import read_metrics
+from minimind.plugins import plugin_names
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or sys.platform == "win32",
@@ -31,6 +32,7 @@ import hashlib, json, os, signal, sys
 import minimind.sft      # before its imports are watched
 import minimind.train as train
 from minimind.cli import main
+from minimind.dist import leave
 rank = int(os.environ["RANK"])
 for job in json.load(open(sys.argv[1])):
     steps, rows, split, gradients = [], [], train.split_rows, train.compute_gradients
@@ -54,7 +56,7 @@ for job in json.load(open(sys.argv[1])):
     if "seen" in job:
         with open(f"{job['seen']}.{rank}", "w") as f: json.dump(rows, f)
     assert code == (143 if "stop" in job else 0), (job, code)
-train.leave(0)
+leave(0)
 """
 
 
@@ -123,6 +125,7 @@ def sharing(way, folder):
 
 # five rows for two processes: three and two. Large steps of Adam would blow rounding up
 OPTIONS = dict(steps=6, log_every=1, batch_size=5, lr=1e-3, muon_lr=2e-3)
+STAGES = plugin_names("stage")
 RUNS = {name: (name, {}) for name in STAGES} | {
     "ppo that stops early": ("ppo", {"target_kl": 1e-9})
 }

@@ -1,4 +1,5 @@
-"DPO: the losses against TRL's numbers, pairs that are read strictly and cut on the left, batches that never tear a pair, a reference that is never stale, and a stage that resumes exactly."
+"""DPO: the losses against TRL's numbers, pairs that are read strictly and cut on the left, batches
+that never tear a pair, a reference that is never stale, and a stage that resumes exactly."""
 
 import importlib
 import json
@@ -15,7 +16,7 @@ from hypothesis import given, strategies as st
 
 from minimind import dpo, train
 from minimind.chat import encode_chat
-from minimind.checkpoint import load_pretrained, read_tensors, save_pretrained, write_tensors
+from minimind.hub import load_pretrained, read_tensors, save_pretrained, write_tensors
 from minimind.core import IGNORE, read_json, sample, write_json
 from minimind.data import BadLine, JsonlReader
 from minimind.dpo import (
@@ -36,7 +37,8 @@ from minimind.dpo import (
 from minimind.losses import token_logprobs
 from minimind.model import MiniMind, ModelConfig
 from minimind.tokenizer import Tokenizer
-from minimind.train import TrainConfig, compute_gradients, read_metrics
+from minimind.train import TrainConfig, compute_gradients
+from minimind.log import read_metrics
 
 SHAPE = dict(
     hidden_size=32,
@@ -536,7 +538,7 @@ def test_every_pair_once_an_epoch_and_whole(pairs, tokenizer):
     assert sorted(seen) == list(range(24)) and tokens == batches.tokens_per_epoch
     # a pure function of the seed and the step
     assert torch.equal(PairBatches(pairs, 5, seed=3).at(7)["input_ids"], batches.at(7)["input_ids"])
-    assert batches.identity != PairBatches(pairs[1:], 5).identity
+    assert batches.fingerprint() != PairBatches(pairs[1:], 5).fingerprint()
 
 
 def test_batched_log_probabilities_are_those_of_each_side_alone(pairs, model):

@@ -55,7 +55,6 @@ def logprob(model, context, token):  # log p(token | context), by the definition
 
 
 # ---- bits per byte
-# ---------------------------------------------------------------------------------------------------
 
 
 @given(n=st.integers(1, 60), seq_len=st.integers(2, 20), data=st.data())
@@ -149,7 +148,6 @@ def test_a_tokenizer_without_bos_starts_with_its_end_of_text(tok):
 
 
 # ---- baselines
-# -------------------------------------------------------------------------------------------------------
 
 
 def naive_bigram(tokens, V):
@@ -216,7 +214,6 @@ def test_xz():
 
 
 # ---- shares
-# ----------------------------------------------------------------------------------------------------------
 
 
 def test_wilson_by_hand():
@@ -243,7 +240,6 @@ def test_wilson_holds_the_share(n, data):
 
 
 # ---- choices
-# ---------------------------------------------------------------------------------------------------------
 
 ITEMS = [
     dict(
@@ -343,7 +339,6 @@ def test_no_items(model, tok):
 
 
 # ---- answers
-# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -485,7 +480,6 @@ def test_malformed_questions(model, tok, row, says):
 
 
 # ---- slips of the caller
-# ---------------------------------------------------------------------------------------------
 def test_a_single_text_is_one_document(tok, model):
     text = "A king and his hundred men."
     assert ev.bits_per_byte(model, tok, text) == ev.bits_per_byte(model, tok, [text])
@@ -534,3 +528,56 @@ def test_a_malformed_question_is_named(row, message):
 )
 def test_thousands(reply, answer, right):
     assert ev.is_right(reply, answer) == right
+
+
+def test_files_are_measured_by_name(tok, model, tmp_path):
+    rows = {
+        "texts": [{"text": "It was a dark night."}, {"text": "The sun rose."}],
+        "choices": [dict(question="It was", choices=[" a", " night"], answer=0)] * 3,
+        "questions": [
+            {"conversations": [{"role": "user", "content": "2+2?"}], "answer": "4", "skill": skill}
+            for skill in ("add", "add", "guess")
+        ],
+    }
+    files = {}
+    for name, some in rows.items():
+        files[name] = tmp_path / f"{name}.jsonl"
+        files[name].write_text("".join(json.dumps(row) + "\n" for row in some))
+    copy = tmp_path / "deep" / "texts.jsonl"
+    copy.parent.mkdir()
+    copy.write_text(files["texts"].read_text())
+    store = build_store([copy], tok, tmp_path / "store", progress=False)
+    texts, choices, questions = ev.measure_files(
+        model,
+        tok,
+        [files["texts"], copy],
+        [files["choices"]],
+        [files["questions"]],
+        seq_len=32,
+        as_chat=False,
+        store=store,
+    )
+    # two files of one name go by their paths
+    assert list(texts) == [str(files["texts"]), str(copy)]
+    documents = [row["text"] for row in rows["texts"]]
+    assert texts[str(copy)] == (
+        ev.bits_per_byte(model, tok, documents, 32)
+        | {"xz": ev.xz_bits_per_byte(documents)}
+        | ev.ngram_bits_per_byte(store, tok, documents)
+    )
+    assert choices == {"choices.jsonl": ev.multiple_choice(model, tok, rows["choices"])}
+    assert questions == {"questions.jsonl": ev.exact_match(model, tok, rows["questions"])}
+    head, *table = ev.measurement_rows(texts, choices, questions)
+    assert head == ["file", "measure", "value", "beside"] and all(len(row) == 4 for row in table)
+    assert [row[1].strip() for row in table] == [
+        "bits per byte",
+        "bits per byte",
+        "right choices",
+        "right answers",
+        "add",
+        "guess",
+    ]
+    assert "bigram" in table[0][3] and "xz" in table[0][3] and table[2][3] == "chance 50%"
+    assert ev.measure_files(model, tok) == ({}, {}, {}) and ev.measurement_rows({}, {}, {}) == [
+        head
+    ]

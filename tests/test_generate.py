@@ -1,4 +1,5 @@
-"Generation against Hugging Face's, and its promises: a batch is each row alone, seeds repeat, streams show whole characters, bad requests say why."
+"""Generation against Hugging Face's, and its promises: a batch is each row alone, seeds repeat,
+streams show whole characters, bad requests say why."""
 
 import math
 from types import SimpleNamespace
@@ -8,19 +9,8 @@ import torch
 from hypothesis import assume, example, given, settings, strategies as st
 
 from minimind.chat import encode_chat
-from minimind.generate import (
-    chat,
-    decode_steps,
-    draw_next,
-    generate,
-    keep_top_k,
-    keep_top_p,
-    penalise,
-    sample_next,
-    stop_ids,
-    stream,
-    warp_logits,
-)
+from minimind.generate import chat, decode_steps, generate, stop_ids, stream
+from minimind.sampling import draw_next, keep_top_k, keep_top_p, penalise, sample_next, warp_logits
 from minimind.model import MiniMind, ModelConfig
 from minimind.tokenizer import Tokenizer
 
@@ -132,7 +122,6 @@ def tokenizer():
 
 
 # ---- against Hugging Face
-# --------------------------------------------------------------------------------------------
 
 
 @given(prompts_of)
@@ -209,7 +198,6 @@ def test_penalised_like_hugging_face(seed, penalty):
 
 
 # ---- choosing a token
-# ------------------------------------------------------------------------------------------------
 
 
 @given(st.integers(0, 999), st.floats(0.01, 1), st.sampled_from([5, 300, 1000]), st.floats(0, 8))
@@ -283,7 +271,6 @@ def test_extreme_temperatures():
 
 
 # ---- batches
-# ---------------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -403,7 +390,6 @@ def test_gradients_are_off_inside_and_untouched_outside(model):
 
 
 # ---- ends
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_stop_ids(model):
@@ -512,7 +498,6 @@ def test_bfloat16_generates():
 
 
 # ---- streams
-# ---------------------------------------------------------------------------------------------------------
 
 
 def said(tokenizer, ids, **options):

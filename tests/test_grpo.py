@@ -1,4 +1,5 @@
-"GRPO and its variants: losses and gradients against TRL, verl and plain loops; group advantages; SPO's tracker; stages that resume exactly in the middle of a rollout."
+"""GRPO and its variants: losses and gradients against TRL, verl and plain loops; group advantages;
+SPO's tracker; stages that resume exactly in the middle of a rollout."""
 
 import importlib
 import json
@@ -19,8 +20,9 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from minimind import grpo, ppo, rollout, train
-from minimind.checkpoint import checkpoints, load_pretrained, read_tensors, save_pretrained
+from minimind import grpo, ppo, rewards, rollout, train
+from minimind.checkpoint import checkpoints
+from minimind.hub import load_pretrained, read_tensors, save_pretrained
 from minimind.core import IGNORE, sample
 from minimind.data import JsonlReader
 from minimind.grpo import (
@@ -36,7 +38,8 @@ from minimind.grpo import (
 from minimind.model import MiniMind, ModelConfig
 from minimind.ppo import PPOConfig
 from minimind.tokenizer import Tokenizer
-from minimind.train import TrainConfig, compute_gradients, read_metrics
+from minimind.train import TrainConfig, compute_gradients
+from minimind.log import read_metrics
 
 EPSILON, HIGH, BETA, LONGEST = 0.2, 0.28, 0.07, 16
 
@@ -497,9 +500,9 @@ def test_spo_advantages(pairs):
 
 
 def test_the_tracker_refuses_what_is_no_share():
-    for rewards in ([1.5], [-0.1]):
+    for outside in ([1.5], [-0.1]):
         with pytest.raises(ValueError, match="from 0 to 1"):
-            PromptTracker(2).update(torch.tensor([0]), torch.tensor(rewards), torch.zeros(1))
+            PromptTracker(2).update(torch.tensor([0]), torch.tensor(outside), torch.zeros(1))
     for wrong in (dict(least=0.0), dict(least=0.97), dict(half_life=0.0), dict(first=1.0)):
         with pytest.raises(ValueError):
             PromptTracker(2, **wrong)
@@ -528,7 +531,7 @@ KINDS = {
 }
 
 
-@rollout.reward("e_share")
+@rewards.reward("e_share")
 def e_share(rows, replies):
     "A reward that every reply has some of: the share of its letters that are e."
     return [sum(c in "eE" for c in reply) / max(len(reply), 1) for reply in replies]
@@ -902,16 +905,16 @@ def test_with_nothing_but_cut_off_answers_the_weights_stay(kind, world, tmp_path
 def test_another_reward_model_is_another_run(world, tmp_path):
     tokenizer = load_pretrained(world / "init")[1]
     torch.manual_seed(1)
-    judge = rollout.RewardModel(MiniMind(ModelConfig(**SHAPE)))
+    judge = rewards.RewardModel(MiniMind(ModelConfig(**SHAPE)))
     torch.nn.init.normal_(judge.value_head.weight)
-    rollout.save_reward_model(judge, tokenizer, tmp_path / "judge")
+    rewards.save_reward_model(judge, tokenizer, tmp_path / "judge")
     cfg = config("grpo", world, tmp_path / "run", steps=6, reward=(f"model:{tmp_path / 'judge'}",))
     run(cfg)
     # the same one: nothing is left to do
     run(cfg)
     with torch.no_grad():
         judge.value_head.weight.mul_(-1)
-    rollout.save_reward_model(judge, tokenizer, tmp_path / "judge")
+    rewards.save_reward_model(judge, tokenizer, tmp_path / "judge")
     with pytest.raises(ValueError, match="reward_sha256 was .*model.safetensors"):
         run(cfg)
 
@@ -978,16 +981,16 @@ def test_a_reward_that_fails_costs_nothing(
         return e_share(rows, replies) if len(calls) < 3 else broken(rows, replies)
 
     with monkeypatch.context() as m:
-        m.setitem(rollout.REWARDS, "e_share", fails_later)
-        with pytest.raises(rollout.RewardError, match="reward 'e_share' .*" + message):
+        m.setitem(rewards.REWARDS, "e_share", fails_later)
+        with pytest.raises(rewards.RewardError, match="reward 'e_share' .*" + message):
             run(cfg)
     done = 2 * cfg.updates
     assert checkpoints(cfg.out)[-1].name == f"step-{done:08d}"
     # mended, and the clock may be slow here
     monkeypatch.setattr(
-        rollout.RewardMix,
+        rewards.RewardMix,
         "__init__",
-        lambda self, specs, timeout, device, real=rollout.RewardMix.__init__: real(
+        lambda self, specs, timeout, device, real=rewards.RewardMix.__init__: real(
             self, specs, 60.0, device
         ),
     )
@@ -1020,7 +1023,7 @@ def test_micro_batches_change_nothing(loss_type, world):
     batches = rollout.RolloutBatches(
         prompts,
         rollout.LocalEngine(model),
-        rollout.RewardMix(cfg.reward),
+        rewards.RewardMix(cfg.reward),
         model,
         model,
         cfg,

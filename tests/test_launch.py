@@ -1,4 +1,5 @@
-"Recipes: what they say is what is run, what nothing would read is refused; and real processes, which are left alone, found, stopped and gone on with."
+"""Recipes: what they say is what is run, what nothing would read is refused; and real processes,
+which are left alone, found, stopped and gone on with."""
 
 import json
 import math
@@ -10,31 +11,33 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from minimind import cli, launch
-from minimind.checkpoint import checkpoints, load_pretrained
+from minimind.checkpoint import checkpoints
 from minimind.core import data_dir, read_json, write_json
-from minimind.launch import (
-    Launch,
+from minimind.data import PUBLIC_DATA
+from minimind.hub import load_pretrained
+from minimind.launch import Launch, curves, process_start, run_recipe
+from minimind.model import PRESETS, flops_per_token
+from minimind.recipe import (
+    GPUS,
     check_data,
-    curves,
     estimate,
     format_recipe,
     gpu_of,
     load_recipe,
     measured_mfu,
     parse_changes,
-    process_start,
-    run_recipe,
-    spelt,
+    shell_command,
     stage_command,
     stage_plan,
 )
-from minimind.model import PRESETS, flops_per_token
+from minimind.stage import find_stage
 from minimind.train import split_rows
 
 posix = pytest.mark.skipif(
@@ -56,11 +59,12 @@ def there(folder):
 def understood(argv):
     "The config that a command would make of its flags."
     words = argv[argv.index("minimind") + 1 :]
-    return cli.config_from(cli.build_parser(words[0]).parse_args(words), cli.stage(words[0])[1])
+    return cli.config_from(
+        cli.build_parser(words[0]).parse_args(words), find_stage(words[0]).config
+    )
 
 
 # ---- every recipe
-# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", recipes, ids=lambda p: p.stem)
@@ -95,10 +99,10 @@ def test_a_recipe_is_planned_without_data_or_card(path, tmp_path):
             p["parameters"]
             and p["steps"] > 1
             and p["memory"]
-            and spelt(stage_command(recipe, name)) in text
+            and shell_command(stage_command(recipe, name)) in text
         )
         if recipe.gpu:
-            assert p["memory"] < 0.9e9 * launch.GPUS[recipe.gpu].memory and all(
+            assert p["memory"] < 0.9e9 * GPUS[recipe.gpu].memory and all(
                 f["bytes"] > 1e9 for f in recipe.data.values()
             )
             low, high = (estimate(recipe, mfu)[name]["hours"] for mfu in (0.4, 0.2))
@@ -109,7 +113,7 @@ def test_a_recipe_is_planned_without_data_or_card(path, tmp_path):
         assert (
             "assumed, not measured" in text or "measured: gpu-" in text
         ) and "check yours" in text
-    public = {row[0] for row in cli.PUBLIC_DATA}
+    public = {row[0] for row in PUBLIC_DATA}
     assert {
         Path(f).name for f, facts in recipe.data.items() if facts["from"] == "minimind"
     } <= public
@@ -129,7 +133,7 @@ def test_a_plan_is_arithmetic():
         2 * 260e6 * flops_per_token(PRESETS["minimind-3"], 768) / (0.25 * 71e12) / 3600
     )
     assert estimate(recipe, 0.25)["sft"]["cost"] == pytest.approx(
-        estimate(recipe, 0.25)["sft"]["hours"] * launch.GPUS["RTX 3090"].price
+        estimate(recipe, 0.25)["sft"]["hours"] * GPUS["RTX 3090"].price
     )
     # a T4 has no bfloat16
     assert (
@@ -204,8 +208,8 @@ def test_a_measured_rate_takes_the_place_of_the_assumption(tmp_path, monkeypatch
         None,
     ]
     assert measured_mfu("H100", "minimind2-small", False, tmp_path) is None
-    real = launch.measured_mfu
-    monkeypatch.setattr(launch, "measured_mfu", lambda *args: real(*args, results=tmp_path))
+    here = partial(measured_mfu, results=tmp_path)
+    monkeypatch.setattr("minimind.recipe.measured_mfu", here)
     text = format_recipe(load_recipe(root / "recipes/minimind2-small-3090.toml"))
     assert text.count("MFU 33%, measured: gpu-RTX-3090.json") == 2 and "about 38 min, " in text
 
@@ -229,7 +233,6 @@ def test_cards_by_their_full_names():
 
 
 # ---- what is refused
-# -------------------------------------------------------------------------------------------------
 
 SMALL = 'title = "x"\nsource = "y"\n[hardware]\ngpu = ""\n[pretrain]\nsteps = 2\nmodel = "ci"\nseq_len = 8\nout = "runs/x"\n'
 
@@ -344,7 +347,6 @@ def test_settings_of_deepspeed_lie_beside_the_recipe(tmp_path):
 
 
 # ---- the data
-# --------------------------------------------------------------------------------------------------------
 
 
 def recipe_for(stage, tmp_path, **options):
@@ -421,7 +423,6 @@ def test_what_is_wrong_with_the_data(tmp_path):
 
 
 # ---- the command line
-# ------------------------------------------------------------------------------------------------
 
 
 def say(capsys, *words):
@@ -554,7 +555,6 @@ def test_slurm(tmp_path):
 
 
 # ---- processes that live by themselves
-# -------------------------------------------------------------------------------
 
 
 def wait_for(condition, seconds=180):
@@ -679,7 +679,6 @@ def test_a_run_that_does_not_listen(tmp_path):
 
 
 # ---- the small recipe, by two processes
-# ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -768,7 +767,7 @@ def test_an_interrupted_kernel_leaves_the_run_alive(done, tmp_path):
     recipe, changes = long(done, tmp_path, 1)
     code = [
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)",  # which a job in the background has not
-        "from minimind.launch import *",
+        "from minimind.launch import *; from minimind.recipe import *",
         f"r = load_recipe({str(CI)!r}, parse_changes({changes!r}), root={str(recipe.root)!r})",
         "job = Launch(r.folder('sft')).start(stage_command(r, 'sft'), r.root)",
         "print('code', job.follow(), flush=True)",

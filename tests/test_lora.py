@@ -1,4 +1,5 @@
-"LoRA against PEFT in both directions, merging, several adapters, 8 bits, exact resume, and every adapter folder that can't be used."
+"""LoRA against PEFT in both directions, merging, several adapters, 8 bits, exact resume, and every
+adapter folder that can't be used."""
 
 import json
 import re
@@ -11,13 +12,7 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from minimind import lora, sft
-from minimind.checkpoint import (
-    load_model,
-    load_pretrained,
-    read_tensors,
-    save_pretrained,
-    write_tensors,
-)
+from minimind.hub import load_model, load_pretrained, read_tensors, save_pretrained, write_tensors
 from minimind.core import read_json, sample
 from minimind.data import JsonlReader
 from minimind.evaluate import is_right
@@ -47,7 +42,7 @@ from minimind.losses import causal_lm_loss, lm_loss
 from minimind.model import MiniMind, ModelConfig
 from minimind.optim import build_optimizer, parameter_groups
 from minimind.tokenizer import Tokenizer
-from minimind.train import read_metrics
+from minimind.log import read_metrics
 
 SHAPE = dict(
     hidden_size=48,
@@ -111,7 +106,6 @@ def plain_state(model):
 
 
 # ---- against PEFT
-# ----------------------------------------------------------------------------------------------------
 @kinds
 @pytest.mark.parametrize(
     "settings",
@@ -240,7 +234,6 @@ def test_scale(scale, changes):
 
 
 # ---- what must be true
-# -----------------------------------------------------------------------------------------------
 @kinds
 def test_merging(tmp_path, qk_norm, tied):
     model = base(qk_norm, tied)
@@ -376,7 +369,6 @@ def test_dropout_is_on_the_adapter_only():
 
 
 # ---- 8 bits
-# ----------------------------------------------------------------------------------------------------------
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(-4, 4), st.integers(0, 100))
 def test_rounding_is_bounded(rows, columns, size, seed):
     w = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 10**size
@@ -431,7 +423,6 @@ def test_int8_base(tmp_path, qk_norm, tied):
 
 
 # ---- refused
-# ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -659,7 +650,6 @@ def test_an_adapter_on_another_base_warns(tmp_path):
 
 
 # ---- the stage
-# -------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     world = tmp_path_factory.mktemp("lora")
@@ -822,7 +812,6 @@ def test_a_dry_run_counts_the_adapter(world, tmp_path, capsys):
 
 
 # ---- the data
-# --------------------------------------------------------------------------------------------------------
 def rows(name):
     return [row for _, row in JsonlReader(sample(name))]
 

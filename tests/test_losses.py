@@ -1,4 +1,5 @@
-"The losses against PyTorch's and Hugging Face's, over shapes, chunks and precisions; and what must hold of gradients, sums and memory."
+"""The losses against PyTorch's and Hugging Face's, over shapes, chunks and precisions; and what
+must hold of gradients, sums and memory."""
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch.nn import functional as F
 
 from minimind.core import IGNORE
 from minimind.losses import (
+    add_router_loss,
     _ChunkedCrossEntropy,
     _ChunkedLogprobs,
     causal_lm_loss,
@@ -474,7 +476,6 @@ def test_model_and_states_agree_and_documents_stay_apart():
 
 
 # ---- experts
-# ---------------------------------------------------------------------------------------------------------
 def moe(**changes):
     torch.manual_seed(0)
     return MiniMind(
@@ -569,6 +570,46 @@ def test_the_balance_loss_is_hugging_faces():
 def test_a_dense_model_has_no_routers_loss():
     assert router_loss(moe(num_experts=0).config, []) == (0.0, {})
     assert causal_lm_loss(moe(num_experts=0), batch_with_padding())[2] == {}
+
+
+@pytest.mark.parametrize("segments", [True, False])
+@pytest.mark.parametrize("weight", [1, 7])
+def test_a_mean_and_a_sum_take_the_routers_loss_alike(weight, segments):
+    model, batch = moe(router_z_loss_coef=0.01), batch_with_padding()
+    if not segments:
+        del batch["segment_ids"]
+    routers = []
+    model.hidden(**{k: v for k, v in batch.items() if k != "labels"}, routers=routers)
+    keep = batch["segment_ids"] > 0 if segments else None
+    extra, measured = router_loss(model.config, routers, keep)
+    loss, seen = torch.tensor(3.0), {"nll": torch.tensor(2.0)}
+    total, metrics = add_router_loss(loss, seen, model.config, routers, batch, weight, "without")
+    assert torch.equal(total, loss + weight * extra)
+    assert list(metrics) == ["without", "nll", "balance", "busiest"] and metrics["without"] == 3
+    assert all(torch.equal(metrics[k], weight * v) for k, v in measured.items())
+    # what is logged already under that name stays
+    seen["without"] = torch.tensor(1.0)
+    again = add_router_loss(loss, seen, model.config, routers, batch, log_as="without")[1]
+    assert again["without"] == 1
+    assert list(add_router_loss(loss, {}, model.config, routers, batch)[1]) == list(measured)
+
+
+def test_pairs_are_padding_where_their_segments_are():
+    "A batch of pairs `(P, 2, T)` goes through the model as `(2P, T)`."
+    model, batch = moe(), batch_with_padding()
+    routers = []
+    model.hidden(**{k: v for k, v in batch.items() if k != "labels"}, routers=routers)
+    paired = {"segment_ids": batch["segment_ids"].unflatten(0, (-1, 2))}
+    loss = torch.tensor(0.0)
+    one = add_router_loss(loss, {}, model.config, routers, batch)[0]
+    assert torch.equal(one, add_router_loss(loss, {}, model.config, routers, paired)[0])
+
+
+def test_a_dense_loss_comes_back_as_it_is():
+    loss, metrics = torch.tensor(3.0), {"nll": torch.tensor(2.0)}
+    config = moe(num_experts=0).config
+    total, same = add_router_loss(loss, metrics, config, [], {}, 5, "without")
+    assert total is loss and same is metrics == {"nll": torch.tensor(2.0)}
 
 
 def test_hugging_face_gives_the_same_loss_and_gradients():

@@ -1,4 +1,5 @@
-"The model against Hugging Face's, and what must hold for any shape: causality, packing, caching, growth of tables, clear errors."
+"""The model against Hugging Face's, and what must hold for any shape: causality, packing, caching,
+growth of tables, clear errors."""
 
 import copy
 import io
@@ -148,7 +149,6 @@ def configs(draw):
 
 
 # ---- counts
-# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -190,7 +190,6 @@ def test_flops_are_those_of_the_kernels():
 
 
 # ---- configuration
-# ---------------------------------------------------------------------------------------------------
 
 
 def test_config_round_trip():
@@ -228,7 +227,6 @@ def test_incomplete_config():
 
 
 # ---- against Hugging Face
-# --------------------------------------------------------------------------------------------
 
 
 @given(configs(), st.integers(1, 33), st.integers(0, 99))
@@ -274,7 +272,6 @@ def test_gradients_are_hugging_faces(changes):
 
 
 # ---- longer texts
-# ----------------------------------------------------------------------------------------------------
 
 
 def test_stretch():
@@ -305,7 +302,6 @@ def test_stretch():
 
 
 # ---- experts
-# ---------------------------------------------------------------------------------------------------------
 
 
 def test_routers_are_handed_out_once_per_layer():
@@ -343,7 +339,6 @@ def test_normalised_top_1_is_run_but_not_trained():
 
 
 # ---- what must be true
-# -----------------------------------------------------------------------------------------------
 
 
 @given(configs(), st.data())
@@ -478,13 +473,12 @@ def test_gradient_reaches_every_parameter():
 
 
 # ---- rotary tables
-# ---------------------------------------------------------------------------------------------------
 
 
 def test_tables_grow_and_stay_out_of_the_state():
     model = build(tiny(max_position_embeddings=1000))
     assert (
-        model.model._tables == {}
+        model.model.rotary.kept == {}
         and not [k for k in model.state_dict() if "rot" in k or "cos" in k]
         and not list(model.buffers())
     )
@@ -492,7 +486,7 @@ def test_tables_grow_and_stay_out_of_the_state():
     for length in (1, 200, 257, 600, 5):
         with torch.no_grad():
             model(torch.zeros(1, length, dtype=torch.long))
-        sizes.append(len(model.model._tables[torch.device("cpu")][0]))
+        sizes.append(len(model.model.rotary.kept[torch.device("cpu")][0]))
     # by doubling, never beyond the limit, never shorter again
     assert sizes == [256, 256, 512, 1000, 1000]
     assert all(

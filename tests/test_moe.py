@@ -1,4 +1,5 @@
-"The mixture of experts: every dispatch against the naive one, gradients included; the router's gradient; the losses and the block against Hugging Face's."
+"""The mixture of experts: every dispatch against the naive one, gradients included; the router's
+gradient; the losses and the block against Hugging Face's."""
 
 import subprocess
 import sys
@@ -427,7 +428,6 @@ def test_grouped_on_cuda(k):
 
 
 # ---- several processes
-# -----------------------------------------------------------------------------------------------
 DDP = """
 import os, sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel

@@ -1,4 +1,5 @@
-"The optimisers against PyTorch's and against plain double precision; groups, named state and schedules."
+"""The optimisers against PyTorch's and against plain double precision; groups, named state and
+schedules."""
 
 import copy
 
@@ -45,7 +46,6 @@ def naive_newton_schulz(G, steps=5):  # one matrix, in double precision, by the 
 
 
 # ---- Newton–Schulz
-# ---------------------------------------------------------------------------------------------------
 @given(
     batch=st.lists(st.integers(1, 3), max_size=2),
     n=st.integers(1, 24),
@@ -145,7 +145,6 @@ def test_products_are_made_on_the_shorter_side(shape):
 
 
 # ---- Muon
-# ------------------------------------------------------------------------------------------------------------
 SHAPES = [(24, 16), (16, 24), (16, 24), (8, 8), (40, 8)]
 
 
@@ -287,7 +286,6 @@ def test_small_tables_are_known_by_name():
 
 
 # ---- groups
-# ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_parameter_is_in_one_group(tied):
     model = MiniMind(ModelConfig.from_dict(TINY.to_dict() | {"tie_word_embeddings": tied}))
@@ -354,7 +352,6 @@ def test_wrong_requests_are_named():
 
 
 # ---- steps and state
-# -------------------------------------------------------------------------------------------------
 def step(model, optimizers, seed=0):
     ids = torch.randint(0, TINY.vocab_size, (2, 12), generator=torch.Generator().manual_seed(seed))
     lm_loss(model, ids, input_ids=ids).backward()
@@ -515,7 +512,6 @@ def test_a_step_on_equal_batches_lowers_the_loss(steps, seed):
 
 
 # ---- schedules
-# -------------------------------------------------------------------------------------------------------
 runs = dict(
     total=st.integers(1, 300),
     warmup=st.integers(0, 100),

@@ -1,4 +1,5 @@
-"What `parallel` says before it begins, less memory by computing again, and layers that can or can't be compiled. Real processes train in test_distributed."
+"""What `parallel` says before it begins, less memory by computing again, and layers that can or
+can't be compiled. Real processes train in test_distributed."""
 
 import json
 import os
@@ -13,16 +14,12 @@ from test_stages import config, flags, world  # noqa: F401  (a fixture)
 
 from minimind.losses import causal_lm_loss
 from minimind.model import MiniMind, ModelConfig
-from minimind.parallel import deepspeed_settings, own_rows
+from minimind.parallel import deepspeed_settings, local_rows
 from minimind.ppo import PPOConfig
-from minimind.train import (
-    TrainConfig,
-    format_ranks,
-    memory_bytes,
-    processes,
-    read_metrics,
-    sharded_state,
-)
+from minimind.train import TrainConfig
+from minimind.stage import format_ranks, memory_bytes
+from minimind.dist import rank_and_size, sharded_state
+from minimind.log import read_metrics
 
 SHAPE = dict(
     hidden_size=32,
@@ -178,7 +175,7 @@ def test_a_dry_run_refuses_what_the_run_would(world, tmp_path):  # noqa: F811
 
 def test_alone():
     x = torch.arange(6).view(3, 2)
-    assert processes() == (0, 1) and torch.equal(own_rows(x), x)
+    assert rank_and_size() == (0, 1) and torch.equal(local_rows(x), x)
     assert format_ranks(
         TrainConfig(batch_size=5, micro_batch_size=2), torch.device("cpu")
     ).endswith("cpu: 5 of 5 rows a step, 3 micro-batches")

@@ -1,4 +1,5 @@
-"PPO: advantages and losses against torchtune, verl and plain loops; a critic that is saved; a stage that resumes exactly in the middle of a rollout."
+"""PPO: advantages and losses against torchtune, verl and plain loops; a critic that is saved; a
+stage that resumes exactly in the middle of a rollout."""
 
 import json
 import math
@@ -8,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from minimind import ppo, rollout
-from minimind.checkpoint import checkpoints, load_pretrained, read_tensors, save_pretrained
+from minimind import ppo, rewards, rollout
+from minimind.checkpoint import checkpoints
+from minimind.hub import load_pretrained, read_tensors, save_pretrained
 from minimind.core import IGNORE
 from minimind.model import MiniMind, ModelConfig
 from minimind.ppo import (
@@ -25,7 +27,8 @@ from minimind.ppo import (
     whiten,
 )
 from minimind.tokenizer import Tokenizer
-from minimind.train import TrainConfig, compute_gradients, read_metrics
+from minimind.train import TrainConfig, compute_gradients
+from minimind.log import read_metrics
 
 
 def example(seed=0, B=6, T=11, dtype=torch.float64, spread=0.4):
@@ -433,7 +436,7 @@ def parts(world, cfg):  # model, batches
     return model, PPOBatches(
         prompts,
         rollout.LocalEngine(policy),
-        rollout.RewardMix(cfg.reward),
+        rewards.RewardMix(cfg.reward),
         policy,
         policy,
         cfg,
@@ -464,7 +467,7 @@ def test_advantages_of_a_rollout(world):
     cfg = config(world, "none", gamma=0.9, lam=0.8)
     model, batches = parts(world, cfg)
     torch.nn.init.normal_(model.critic.value_head.weight)
-    drawn, _ = batches.sample(0)
+    drawn, _ = batches.maker.make(0)
     mask = drawn["labels"][:, 1:] != IGNORE
     for row in range(len(mask)):  # each answer by itself
         at = mask[row].nonzero()[:, 0]
@@ -493,7 +496,7 @@ def test_each_row_is_used_once_a_pass(world):
     seen = []
     for step in range(6):
         batches.at(step)
-        seen.append(batches._rows(step).tolist())
+        seen.append(batches.rows_of(step).tolist())
     assert [sorted(sum(seen[i : i + 3], [])) for i in (0, 3)] == [list(range(12))] * 2 and seen[
         :3
     ] != seen[3:]
@@ -574,7 +577,7 @@ def test_a_policy_that_has_moved_too_far_waits_for_the_next_rollout(world, tmp_p
 
 
 def test_the_critic_learns_what_to_expect(world, tmp_path, monkeypatch):
-    monkeypatch.setitem(rollout.REWARDS, "always", lambda rows, replies: [1.0] * len(rows))
+    monkeypatch.setitem(rewards.REWARDS, "always", lambda rows, replies: [1.0] * len(rows))
     cfg = config(world, tmp_path / "run", steps=40, reward="always", lr=5e-3, log_every=4)
     ppo.run(cfg)
     lines = read_metrics(cfg.out)

@@ -1,7 +1,9 @@
-"""Kill and resume: `kill -9` at random moments, at every operation on the disk that a checkpoint is made of, and a polite SIGTERM.
-Whatever happens, the final weights are those of a run that was never stopped, to the last bit.
+"""Kill and resume: `kill -9` at random moments, at every operation on the disk that a checkpoint is
+made of, and a polite SIGTERM. Whatever happens, the final weights are those of a run that was
+never stopped, to the last bit.
 
-A driver process imports the library once and forks a child for each run, so that twenty kills do not cost twenty imports."""
+A driver process imports the library once and forks a child for each run, so that twenty kills do
+not cost twenty imports."""
 
 import json
 import os
@@ -22,7 +24,7 @@ root = Path(__file__).resolve().parents[1]
 DRIVER = """
 import json, os, signal, sys, time
 import torch, torch._dynamo           # torch's optimizers load it at their first use: once here, not in each child
-from minimind import checkpoint, model, pretrain
+from minimind import checkpoint, hub, model, pretrain
 from minimind.model import ModelConfig
 
 model.PRESETS["tiny"] = ModelConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=64)
@@ -36,7 +38,7 @@ def die_at(n):
             if count[0] == n: os.kill(os.getpid(), signal.SIGKILL)
             return f(*args, **kw)
         return call
-    for module, name in ((os, "replace"), (os, "link"), (os, "fsync"), (os, "unlink"), (os, "rmdir"), (checkpoint, "save_file")): setattr(module, name, counted(getattr(module, name)))
+    for module, name in ((os, "replace"), (os, "link"), (os, "fsync"), (os, "unlink"), (os, "rmdir"), (hub, "save_file")): setattr(module, name, counted(getattr(module, name)))
 
 for line in sys.stdin:
     job = json.loads(line)
@@ -278,7 +280,7 @@ def test_a_kill_at_every_operation_on_the_disk(driver, whole, beside):
             assert result(out) == whole
         # a model folder is a whole model folder
         elif (out / "config.json").exists():
-            from minimind.checkpoint import load_pretrained
+            from minimind.hub import load_pretrained
 
             load_pretrained(out)
     assert points > 30 and set(seen) >= {"writing", *([] if beside else ["between"])}, seen

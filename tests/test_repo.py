@@ -1,4 +1,5 @@
-"Gates on the repository itself: the notebooks are the only source, and the course keeps its order. Each failure says what to do."
+"""Gates on the repository itself: the notebooks are the only source, and the course keeps its
+order. Each failure says what to do."""
 
 import ast
 import json
@@ -71,7 +72,7 @@ def module_of(path):  # the module that a chapter exports, or None
 
 modules = {m: path for path in chapters if (m := module_of(path))}
 # chapters that measure what others export
-MEASURING = {"17_long_context", "18_experts"}
+MEASURING = {"23_long_context", "24_experts"}
 
 
 def imported(
@@ -149,12 +150,20 @@ def test_module_is_named_as_its_chapter():
     )
 
 
+# The workshop: tools that every chapter may use. They stand last, and import nobody.
+WORKSHOP = {"core", "plugins"}
+
+
+def trees(m):  # the syntax tree of a module
+    return ast.parse((package / f"{m}.py").read_text(encoding="utf-8"))
+
+
 def test_the_ladder_holds():
-    rank = {m: number(p) for m, p in modules.items()}
+    rank = {m: number(p) for m, p in modules.items()} | dict.fromkeys(WORKSHOP, -1)
     wrong = [
         f"{m} ({rank[m]:02}) imports {i} ({rank.get(i, '?')})"
         for m in modules
-        for i in imported(ast.parse((package / f"{m}.py").read_text(encoding="utf-8")))
+        for i in imported(trees(m))
         if rank.get(i, 99) >= rank[m]
     ]
     assert not wrong, (
@@ -163,24 +172,129 @@ def test_the_ladder_holds():
     )
 
 
+def test_what_stands_higher_is_reached_through_one_table():
+    "Imports by a text would be steps of the ladder that nobody sees: there is one place for them."
+    by_text = [
+        f"{m}: {ast.unparse(node)[:80]}"
+        for m in modules
+        for node in ast.walk(trees(m))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__")
+        # a user's own reward is a module of the user's
+        and (m, ast.unparse(node.args[0])) not in {("plugins", "module"), ("rewards", "module")}
+    ]
+    assert not by_text, f"imports by a text: {by_text}; give the thing a row in plugins.PLUGINS"
+    quoted = [
+        f"{m}: {node.value}"
+        for m in set(modules) - {"plugins"}
+        for node in ast.walk(trees(m))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.fullmatch(r"minimind\.\w+(:\w+)?", node.value)
+    ]
+    assert not quoted, f"modules named by a text: {quoted}; only plugins.PLUGINS does that"
+
+
+def test_the_table_of_plugins_is_right():
+    "Each row leads to a thing of that module, and nothing in the table is imported by its users."
+    from minimind.plugins import PLUGINS
+
+    gone = []
+    for kind, rows in PLUGINS.items():
+        for plugin, row in rows.items():
+            module, _, thing = row.where.partition(":")
+            body = trees(module.removeprefix("minimind.")).body
+            names = {n.name for n in body if isinstance(n, (ast.ClassDef, ast.FunctionDef))}
+            names |= {
+                t.id
+                for n in body
+                if isinstance(n, ast.Assign)
+                for t in n.targets
+                if isinstance(t, ast.Name)
+            }
+            if thing not in names:
+                gone.append(f"{kind} {plugin}: {row.where}")
+            assert row.what, f"{kind} {plugin} has no line for --help"
+    assert not gone, f"plugins.PLUGINS names what is not there: {gone}"
+
+
+def test_the_core_of_training_does_not_probe():
+    "What an object may be asked stands in its base class, not in a `hasattr`."
+    asked = [
+        f"{m}: {ast.unparse(node)[:80]}"
+        for m in ("train", "stage", "parallel", "checkpoint", "log", "dist", "rollout", "rewards")
+        for node in ast.walk(trees(m))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("hasattr", "getattr")
+        # a user's own reward is named by a text
+        and (m, ast.unparse(node.func)) != ("rewards", "getattr")
+    ]
+    assert not asked, f"{asked}: give the base class a method or attribute with a default"
+
+
 def test_lessons_use_only_what_was_taught():
-    rank = {m: number(p) for m, p in modules.items()}
+    rank = {m: number(p) for m, p in modules.items()} | dict.fromkeys(WORKSHOP, -1)
     wrong = []
     for path in [*chapters, *solutions]:
         if not path.stem[0].isdigit():
             continue
-        for cell in read(path)["cells"]:
-            if cell["cell_type"] != "code":
-                continue
-            code = re.sub(r"^(\s*)[%!].*$", r"\1pass", source(cell), flags=re.M)
-            wrong += [
-                f"{name(path)} imports {i}"
-                for i in imported(ast.parse(code))
-                if rank.get(i, 99) > number(path)
-            ]
+        wrong += [
+            f"{name(path)} imports {i}"
+            for cell in read(path)["cells"]
+            if cell["cell_type"] == "code"
+            for i in imported(parsed(source(cell)))
+            if rank.get(i, 99) > number(path)
+        ]
     assert not wrong, (
         "a chapter's cells may import its own module and earlier ones: "
         f"{'; '.join(sorted(set(wrong)))}"
+    )
+
+
+def parsed(code):  # a cell's syntax tree; its magics are left out
+    try:
+        return ast.parse(code)
+    except SyntaxError:
+        return ast.parse(re.sub(r"^(\s*)[%!].*$", r"\1pass", code, flags=re.M))
+
+
+def test_the_loop_reads_like_the_ten_lines_it_is():
+    [fit] = [n for n in trees("train").body if isinstance(n, ast.FunctionDef) and n.name == "fit"]
+    kinds = ast.If, ast.IfExp, ast.For, ast.While, ast.With, ast.Try, ast.BoolOp
+    branches = sum(isinstance(node, kinds) for node in ast.walk(fit))
+    lines = fit.end_lineno - fit.lineno + 1
+    assert lines <= 25 and branches <= 8, f"fit has {lines} lines and {branches} branches"
+
+
+def test_code_is_laid_out_for_readers():
+    "No line over 100 columns, one statement a line, everywhere; `ruff format` has no wish left."
+    where = ["nbs", "tests", "tools", "benchmarks", "data_samples", "setup.py"]
+    for command in (["check", "--quiet"], ["format", "--check", "--quiet"]):
+        done = subprocess.run([BIN / "ruff", *command, *where], cwd=root, capture_output=True)
+        said = (done.stdout + done.stderr).decode()
+        assert done.returncode == 0, f"ruff {command[0]}: {said[:3000]}"
+    # what nbdev writes around the cells (`__all__`) is its own
+    wide = [
+        f"{p.name}:{i}"
+        for p in package.glob("*.py")
+        if p.stem in modules
+        for i, line in enumerate(p.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > 100 and not re.match(r"__all__ = |           '", line)
+    ]
+    assert not wide, f"lines over 100 columns in modules: {wide}; a chapter's claim is one of them"
+
+
+@pytest.mark.parametrize("path", list(modules.values()), ids=name)
+def test_exported_cells_can_be_held_in_mind(path):
+    long = {
+        cell["id"]: n
+        for cell in read(path)["cells"]
+        if cell["cell_type"] == "code"
+        and "export" in directives(cell)
+        and (n := sum(bool(line.strip()) for line in source(cell).splitlines())) > 40
+    }
+    assert not long, (
+        f"{name(path)}: exported cells of more than 40 lines: {long}; tell it in pieces"
     )
 
 

@@ -1,4 +1,5 @@
-"Rollouts: sampled and scored alike, the same after a resume; rewards that fail say so; servers, reward models, prompts that do not fit."
+"""Rollouts: sampled and scored alike, the same after a resume; rewards that fail say so; servers,
+reward models, prompts that do not fit."""
 
 import json
 import math
@@ -18,36 +19,39 @@ from hypothesis import given, settings, strategies as st
 
 from minimind import rollout
 from minimind.chat import encode_chat
-from minimind.checkpoint import load_model, read_tensors, save_pretrained
+from minimind.hub import load_model, read_tensors, save_pretrained
 from minimind.core import IGNORE
 from minimind.data import BadLine
 from minimind.dpo import PairBatches, read_pairs
 from minimind.evaluate import is_right
-from minimind.generate import _uniforms, decode_steps, generate
+from minimind.sampling import uniform_draws
+from minimind.generate import decode_steps, generate
 from minimind.model import PRESETS, MiniMind
-from minimind.rollout import (
+from minimind.rewards import (
     REWARDS,
-    Completion,
-    EngineError,
-    LocalEngine,
     ModelReward,
     RewardError,
     RewardMix,
     RewardModel,
-    RLConfig,
-    RolloutBatches,
-    ServerEngine,
-    completion_rows,
-    cut_rows,
     load_reward_model,
-    measure_reward,
     parse_reward,
     preference_reward_loss,
+    reward_loss,
+    save_reward_model,
+)
+from minimind.remote import EngineError, ServerEngine
+from minimind.rollout import (
+    Completion,
+    InTurn,
+    LocalEngine,
+    RLConfig,
+    RolloutBatches,
+    completion_rows,
+    cut_rows,
+    measure_reward,
     read_prompts,
     reply_text,
-    reward_loss,
     rollout_logps,
-    save_reward_model,
     score_rows,
 )
 from minimind.tokenizer import Tokenizer
@@ -136,7 +140,6 @@ def batches_of(model, prompts, tokenizer, cfg, reference=None, **options):
 
 
 # ---- the sampler
-# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", ["ci", "ci-moe"])
@@ -222,14 +225,14 @@ def test_no_two_rows_share_their_random_numbers():
     )
     for a, b in ((5, 5 + 2**32), (5 + 2**32, 5 + 2**33), (2**62 + 7, 2**61 + 7)):
         for one, other in ((a, b), ([a], [b])):
-            assert not (_uniforms(one, 1, 20) == _uniforms(other, 1, 20)).any()
-        assert torch.equal(_uniforms(a, 1, 20), _uniforms([a], 1, 20)) and set(
+            assert not (uniform_draws(one, 1, 20) == uniform_draws(other, 1, 20)).any()
+        assert torch.equal(uniform_draws(a, 1, 20), uniform_draws([a], 1, 20)) and set(
             rollout.row_seeds(a, 9)
         ).isdisjoint(rollout.row_seeds(b, 9))
     seeds = [s for number in range(1000) for s in rollout.row_seeds(2**40 + number, 1000)]
     # int64 for every server, also when it counts on from one
     assert len(set(seeds)) == 10**6 and 2**61 < max(seeds) < 2**62 and min(seeds) >= 0
-    u = _uniforms(seeds[:4000], 4000, 5)
+    u = uniform_draws(seeds[:4000], 4000, 5)
     assert (
         0 <= u.min()
         and u.max() < 1
@@ -315,7 +318,7 @@ def test_rewards_see_what_was_cut_off(tokenizer, prompts, monkeypatch):
     )
     assert (
         torch.equal(batch["rewards"], torch.where(batch["truncated"], -0.5, 0.0))
-        and batches.numbers["reward_truncated"] == batches.numbers["truncated"]
+        and batches.numbers()["reward_truncated"] == batches.numbers()["truncated"]
     )
     # the row of the file stays as it is
     assert "truncated" not in prompts[0].row
@@ -360,7 +363,7 @@ def test_what_was_cut_off_can_be_left_out_of_the_loss(tokenizer, prompts, update
         )
     assert (
         torch.equal(plain.rollout["labels"], masked.rollout["labels"])
-        and plain.numbers["completion_tokens"] == masked.numbers["completion_tokens"]
+        and plain.numbers()["completion_tokens"] == masked.numbers()["completion_tokens"]
     )
 
 
@@ -396,7 +399,6 @@ def test_rows_of_the_learner():
 
 
 # ---- rollouts
-# -------------------------------------------------------------------------------------------------------
 
 
 def test_what_a_batch_holds(tokenizer, prompts):
@@ -427,7 +429,7 @@ def test_what_a_batch_holds(tokenizer, prompts):
         assert (batch["old_logps"] - batch["logps"])[asked].abs().max() < 1e-4 and torch.allclose(
             batch["ref_logps"], rollout_logps(reference, batch), atol=1e-5
         )
-    n = batches.numbers
+    n = batches.numbers()
     assert (
         n["sampler_gap"] < 1e-5
         and 0 <= n["truncated"] <= 1
@@ -435,7 +437,7 @@ def test_what_a_batch_holds(tokenizer, prompts):
         and n["rollout_tokens_per_second"] > 0
         and 1 <= n["completion_tokens"] <= 12
     )
-    assert abs(n["reward"] - sum(len(r) / 100 for r in batches.replies) / 12) < 1e-6
+    assert abs(n["reward"] - sum(len(r) / 100 for r in batches.maker.replies) / 12) < 1e-6
     assert [w.rsplit(":")[-1] for w in batches.sources(1)] == [
         prompts[i].where.rsplit(":")[-1] for i in second["prompt"].tolist()
     ]
@@ -451,13 +453,14 @@ def test_ratio_is_one_without_old_logps(tokenizer, prompts):
     assert (
         "old_logps" not in batch
         and "ref_logps" not in batch
-        and batches.numbers["sampler_gap"] < 1e-5
+        and batches.numbers()["sampler_gap"] < 1e-5
     )
 
 
 def test_all_prompts_in_turn(tokenizer, prompts):
-    batches = batches_of(build(tokenizer), prompts, tokenizer, config(prompts=4, group_size=2))
-    drawn = [i for number in range(5) for i in batches._in_turn(number)]
+    cfg = config(prompts=4, group_size=2)
+    batches, in_turn = batches_of(build(tokenizer), prompts, tokenizer, cfg), InTurn(10, cfg)
+    drawn = [i for number in range(5) for i in in_turn(number)]
     assert (
         batches.steps_per_epoch == 3
         and sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
@@ -489,7 +492,9 @@ def test_a_resumed_run_draws_the_same(tokenizer, prompts, stop):
         out = []
         for step in range(first, last):
             out.append({k: v.clone() for k, v in batches.at(step).items()})
-            out[-1]["numbers"] = {k: v for k, v in batches.numbers.items() if "per_second" not in k}
+            out[-1]["numbers"] = {
+                k: v for k, v in batches.numbers().items() if "per_second" not in k
+            }
             move(model, step)
             # whatever others draw must not matter
             torch.rand(3)
@@ -510,7 +515,7 @@ def test_a_resumed_run_draws_the_same(tokenizer, prompts, stop):
 
 
 def test_state_survives_a_checkpoint(tokenizer, prompts, tmp_path):
-    from minimind.checkpoint import read_tensors, write_tensors
+    from minimind.hub import read_tensors, write_tensors
 
     batches = batches_of(build(tokenizer), prompts, tokenizer, config(updates=3))
     write_tensors(tmp_path / "empty.safetensors", batches.state_tensors())
@@ -524,7 +529,7 @@ def test_state_survives_a_checkpoint(tokenizer, prompts, tmp_path):
     assert (
         a.keys() == b.keys()
         and all(torch.equal(a[k], b[k]) for k in a)
-        and batches.numbers == other.numbers
+        and batches.numbers() == other.numbers()
     )
 
 
@@ -538,16 +543,16 @@ def test_groups_without_variance(tokenizer, prompts, monkeypatch):
     )
     batches = batches_of(build(tokenizer), prompts, tokenizer, config(reward=("first",)))
     batches.at(0)
-    assert abs(batches.numbers["zero_variance"] - 2 / 3) < 1e-6
+    assert abs(batches.numbers()["zero_variance"] - 2 / 3) < 1e-6
     alone = batches_of(build(tokenizer), prompts, tokenizer, config(group_size=1))
     alone.at(0)
-    assert "zero_variance" not in alone.numbers
+    assert "zero_variance" not in alone.numbers()
 
 
 def test_a_batch_of_experts(tokenizer, prompts):
     batches = batches_of(build(tokenizer, "ci-moe"), prompts, tokenizer, config(updates=2))
     batches.at(0)
-    assert batches.numbers["sampler_gap"] < 1e-5
+    assert batches.numbers()["sampler_gap"] < 1e-5
 
 
 # Processes that train together, real ones: what each draws and scores, what comes of it, and an
@@ -556,44 +561,72 @@ TOGETHER = """
 import json, sys
 import torch
 import torch.distributed as dist
-from minimind import rollout
-from minimind.checkpoint import load_pretrained, write_tensors
-from minimind.train import leave
+from minimind import remote, rewards, rollout
+from minimind.hub import load_pretrained, write_tensors
+from minimind.dist import leave
 
 folder = sys.argv[1]
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 drawn, scored, judged = [], [], []
+
 class Counting(rollout.LocalEngine):
-    def sample(self, prompts, *args): drawn.append(len(prompts)); return super().sample(prompts, *args)
+    def sample(self, prompts, *args):
+        drawn.append(len(prompts))
+        return super().sample(prompts, *args)
+
 score = rollout.score_rows
-def counted(model, batch, *args): scored.append(len(batch["labels"])); return score(model, batch, *args)
+def counted(model, batch, *args):
+    scored.append(len(batch["labels"]))
+    return score(model, batch, *args)
+
 rollout.score_rows = counted
-@rollout.reward("judge")
-def judge(rows, replies): judged.append(len(rows)); return [float(len(r)) for r in replies]
+
+@rewards.reward("judge")
+def judge(rows, replies):
+    judged.append(len(rows))
+    return [float(len(r)) for r in replies]
+
 policy, tokenizer = load_pretrained(folder + "/model")
 prompts = rollout.read_prompts([folder + "/prompts.jsonl"], tokenizer, 96, 12)
+SETTINGS = dict(prompts=3, group_size=4, max_new_tokens=12, seq_len=96, seed=1, reward=("judge",))
+
 def batches(engine, **changes):
-    cfg = rollout.RLConfig(**dict(prompts=3, group_size=4, max_new_tokens=12, seq_len=96, seed=1, reward=("judge",), updates=2, beta=.1) | changes)
-    return rollout.RolloutBatches(prompts, engine, rollout.RewardMix(cfg.reward), policy, policy, cfg, tokenizer)
+    cfg = rollout.RLConfig(**SETTINGS | dict(updates=2, beta=0.1) | changes)
+    mix = rewards.RewardMix(cfg.reward)
+    return rollout.RolloutBatches(prompts, engine, mix, policy, policy, cfg, tokenizer)
+
 both = batches(Counting(policy))
 both.at(0)
-write_tensors(f"{folder}/rollout.{rank}.safetensors", {k: v.float() for k, v in both.rollout.items()})
-numbers = rollout.measure_reward(policy, tokenizer, prompts, rollout.RewardMix("judge"), both.cfg)
+tensors = {k: v.float() for k, v in both.rollout.items()}
+write_tensors(f"{folder}/rollout.{rank}.safetensors", tensors)
+mix = rewards.RewardMix("judge")
+numbers = rollout.measure_reward(policy, tokenizer, prompts, mix, both.cfg)
 
-class Full(Exception):                                   # can't be pickled: it needs two words
-    def __init__(self, a, b): super().__init__(f"{a} {b}")
+class Full(Exception):  # can't be pickled: it needs two words
+    def __init__(self, a, b):
+        super().__init__(f"{a} {b}")
+
 def failing(error, where):
     class Engine(rollout.LocalEngine):
         def sample(self, *args):
-            if rank == where: raise error
+            if rank == where:
+                raise error
             return super().sample(*args)
-    try: batches(Engine(policy), prompts=5).at(0)
-    except Exception as e: return [type(e).__name__, str(e)]
+    try:
+        batches(Engine(policy), prompts=5).at(0)
+    except Exception as e:
+        return [type(e).__name__, str(e)]
+
 few = batches(Counting(policy), prompts=1, group_size=1, updates=1, beta=0.)
-few.at(0)                                                # one row for two processes
-errors = [failing(rollout.EngineError("no answer"), 1), failing(Full("memory", "full"), 1), failing(ValueError("broken weights"), 0)]
-json.dump(dict(drawn=drawn, scored=scored, judged=judged, errors=errors, numbers=numbers), open(f"{folder}/seen.{rank}.json", "w"))
+few.at(0)  # one row for two processes
+errors = [
+    failing(remote.EngineError("no answer"), 1),
+    failing(Full("memory", "full"), 1),
+    failing(ValueError("broken weights"), 0),
+]
+seen = dict(drawn=drawn, scored=scored, judged=judged, errors=errors, numbers=numbers)
+json.dump(seen, open(f"{folder}/seen.{rank}.json", "w"))
 dist.barrier()
 leave(0)
 """
@@ -673,7 +706,7 @@ def test_half_precision(tokenizer, prompts):
     )
     batch = batches.at(0)
     assert (
-        batch["old_logps"].dtype == torch.float32 and 1e-6 < batches.numbers["sampler_gap"] < 0.05
+        batch["old_logps"].dtype == torch.float32 and 1e-6 < batches.numbers()["sampler_gap"] < 0.05
     )
 
 
@@ -713,7 +746,6 @@ def test_batch_size_follows():
 
 
 # ---- prompts
-# --------------------------------------------------------------------------------------------------------
 
 
 def test_read_prompts(tokenizer, tmp_path):
@@ -776,7 +808,6 @@ def test_no_prompts(tokenizer, prompts):
 
 
 # ---- rewards
-# --------------------------------------------------------------------------------------------------------
 
 
 def scores(name, *replies, row=None):
@@ -1000,7 +1031,7 @@ def test_a_failing_reward_costs_no_step(tokenizer, prompts, tmp_path, monkeypatc
         checkpointer = Checkpointer(
             ModelFolder(model, tokenizer), {"optimizer": optimizers, "rollout": batches}, cfg
         )
-        return fit(model, batches, loss, optimizers, cfg, checkpointer=checkpointer)
+        return fit(model, batches, loss, optimizers, cfg, saver=checkpointer)
 
     with pytest.raises(RewardError, match="judge not found"):
         train()
@@ -1010,7 +1041,6 @@ def test_a_failing_reward_costs_no_step(tokenizer, prompts, tmp_path, monkeypatc
 
 
 # ---- reward models
-# --------------------------------------------------------------------------------------------------
 
 
 def pair(a, b, wrong):
@@ -1091,7 +1121,7 @@ def test_a_reply_that_was_cut_off_has_no_end_for_the_reward_model(judge, tokeniz
     end = len(whole) - whole[::-1].index(2) - 1
     assert (
         tokenizer.decode(whole[:end]).endswith(reply)
-        and ModelReward(path)._ids(row | {"truncated": True}, reply) == whole[:end]
+        and ModelReward(path).ids(row | {"truncated": True}, reply) == whole[:end]
     )
     mix = RewardMix(f"model:{path}")
     ended, cut = (
@@ -1110,7 +1140,7 @@ def test_the_content_of_a_reward_model_belongs_to_the_run(judge, tokenizer, prom
     def identity(folder):
         return batches_of(
             build(tokenizer), prompts, tokenizer, config(reward=("length", f"model:{folder}=0.5"))
-        ).identity
+        ).fingerprint()
 
     names = list(identity(path)["reward_sha256"][f"model:{path}"])
     assert names == [
@@ -1131,7 +1161,8 @@ def test_the_content_of_a_reward_model_belongs_to_the_run(judge, tokenizer, prom
             model.value_head.weight.div_(1.5)
     assert identity(tmp_path / "judge") != before
     assert (
-        "reward_sha256" not in batches_of(build(tokenizer), prompts, tokenizer, config()).identity
+        "reward_sha256"
+        not in batches_of(build(tokenizer), prompts, tokenizer, config()).fingerprint()
     )
 
 
@@ -1202,7 +1233,6 @@ def test_any_classifier_of_transformers(tokenizer, tmp_path):
 
 
 # ---- servers
-# --------------------------------------------------------------------------------------------------------
 
 
 class FakeServer:
@@ -1344,7 +1374,7 @@ def test_completions_from_a_server(tokenizer, prompts, tmp_path, kind, lies):
         batch = batches.at(0)
         asked = batch["labels"][:, 1:] != IGNORE
         assert (
-            batches.numbers["sampler_gap"] < 1e-5
+            batches.numbers()["sampler_gap"] < 1e-5
             and (batch["logps"] - batch["old_logps"])[asked].abs().max() < 1e-4
         )
         ended = [row[row != IGNORE][-1].item() == 2 for row in batch["labels"]]
@@ -1354,7 +1384,7 @@ def test_completions_from_a_server(tokenizer, prompts, tmp_path, kind, lies):
                 p.mul_(1.1)
         batches.at(1)
         assert (
-            batches.numbers["sampler_gap"] < 1e-5
+            batches.numbers()["sampler_gap"] < 1e-5
             and len(
                 [
                     p
@@ -1374,7 +1404,7 @@ def test_completions_from_a_server(tokenizer, prompts, tmp_path, kind, lies):
         )
         unsynchronised.at(0)
         # this is what the number is for
-        assert unsynchronised.numbers["sampler_gap"] > 0.01
+        assert unsynchronised.numbers()["sampler_gap"] > 0.01
 
 
 @pytest.mark.parametrize("kind", ["openai", "sglang"])

@@ -1,4 +1,5 @@
-"The stretching of RoPE against Hugging Face's own functions and MiniMind's numbers; every error; and what rotations must keep."
+"""The stretching of RoPE against Hugging Face's own functions and MiniMind's numbers; every error;
+and what rotations must keep."""
 
 import itertools
 import math

@@ -1,4 +1,5 @@
-"Every stage, end to end at a tiny size: it learns, leaves a model folder, goes on after a stop, plans without writing, and says what is wrong. A new stage joins by an entry in `TINY`."
+"""Every stage, end to end at a tiny size: it learns, leaves a model folder, goes on after a stop,
+plans without writing, and says what is wrong. A new stage joins by an entry in `TINY`."""
 
 import json
 import re
@@ -10,15 +11,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from minimind import train
-from minimind.checkpoint import load_pretrained, save_pretrained, to_hf_config
-from minimind.cli import STAGES, main, stage
+from minimind import pretrain, train
+from minimind.hub import load_pretrained, save_pretrained, to_hf_config
+from minimind.cli import main
 from minimind.core import sample
-from minimind.data import JsonlReader, in_heldout
+from minimind.data import JsonlReader, in_heldout, read_documents
 from minimind.model import MiniMind, ModelConfig
+from minimind.plugins import plugin_names
+from minimind.stage import find_stage
 from minimind.tokenizer import Tokenizer
-from minimind.train import read_metrics
+from minimind.log import read_metrics
 
+STAGES = plugin_names("stage")
 SHAPE = dict(
     hidden_size=32,
     num_hidden_layers=2,
@@ -195,9 +199,9 @@ def values_of(
     return {k: v for k, v in {**SHARED, **own, "out": str(out), **changes}.items() if v is not None}
 
 
-def config(name, world, out, **changes):  # the stage's module and its tiny config
-    module, cls = stage(name)
-    return module, cls(**values_of(name, world, out, changes))
+def config(name, world, out, **changes):  # the stage and its tiny config
+    stage = find_stage(name)
+    return stage, stage.config(**values_of(name, world, out, changes))
 
 
 def flags(name, world, out, **changes):  # the same as arguments of the command line
@@ -213,13 +217,13 @@ def flags(name, world, out, **changes):  # the same as arguments of the command 
 
 
 @pytest.fixture(scope="module")
-def finished(world):  # stage -> (module, config, what `run` returned), made when first asked for
+def finished(world):  # stage -> (stage, config, what `run` returned), made when first asked for
     runs = {}
 
     def get(name):
         if name not in runs:
-            module, cfg = config(name, world, world / "runs" / name)
-            runs[name] = module, cfg, module.run(cfg)
+            stage, cfg = config(name, world, world / "runs" / name)
+            runs[name] = stage, cfg, stage.run(cfg)
         return runs[name]
 
     return get
@@ -240,7 +244,7 @@ def complaint(argv, capsys):  # what the command says when it refuses
 
 
 def test_every_stage_is_tested():
-    assert TINY.keys() == STAGES.keys(), "give the new stage an entry in TINY"
+    assert TINY.keys() == set(STAGES), "give the new stage an entry in TINY"
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -287,16 +291,16 @@ def test_leaves_a_hugging_face_folder(name, finished):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_finished_run_is_left_alone(name, finished, capsys):
-    module, cfg, last = finished(name)
+    stage, cfg, last = finished(name)
     before = contents(cfg.out)
-    assert module.run(cfg) == last
+    assert stage.run(cfg) == last
     assert "are done" in capsys.readouterr().out
     assert contents(cfg.out) == before
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_goes_on_after_an_interrupt(name, world, finished, tmp_path, monkeypatch):
-    module, whole, _ = finished(name)
+    stage, whole, _ = finished(name)
     _, cfg = config(name, world, tmp_path / "run")
     factor = train.lr_factor
 
@@ -310,12 +314,12 @@ def test_goes_on_after_an_interrupt(name, world, finished, tmp_path, monkeypatch
     old = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            module.run(cfg)
+            stage.run(cfg)
     finally:
         signal.signal(signal.SIGINT, old)
     assert max(line["step"] for line in read_metrics(cfg.out)) < whole.steps
     monkeypatch.setattr(train, "lr_factor", factor)
-    module.run(cfg)
+    stage.run(cfg)
     weights = ADAPTERS.get(name, "model.safetensors")
     assert (tmp_path / "run" / weights).read_bytes() == (Path(whole.out) / weights).read_bytes(), (
         "not the weights of the run that was not interrupted"
@@ -324,14 +328,14 @@ def test_goes_on_after_an_interrupt(name, world, finished, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_dry_run_writes_nothing(name, world, finished, tmp_path, capsys):
-    module, cfg = config(name, world, tmp_path / "run")
-    assert module.run(cfg, dry_run=True) == {}
+    stage, cfg = config(name, world, tmp_path / "run")
+    assert stage.run(cfg, dry_run=True) == {}
     said = capsys.readouterr().out
     assert "parameters" in said and "24 steps" in said and "about 0:" in said, said
     assert not list(tmp_path.iterdir())
     _, cfg, _ = finished(name)
     before = contents(cfg.out)
-    module.run(cfg, dry_run=True)
+    stage.run(cfg, dry_run=True)
     assert contents(cfg.out) == before
 
 
@@ -392,27 +396,27 @@ def test_a_mistake_is_one_clear_line(name, changes, message, world, tmp_path, ca
 
 @pytest.mark.parametrize("name", STAGES)
 def test_bad_lines_can_be_skipped_and_are_counted(name, world, tmp_path, capsys):
-    module, cfg = config(
+    stage, cfg = config(
         name, world, tmp_path / "run", data=world / "broken.jsonl", steps=1, on_bad_line="skip"
     )
-    assert module.run(cfg)["step"] == 1
+    assert stage.run(cfg)["step"] == 1
     said = capsys.readouterr().out
     assert re.search("^2 (documents|pairs|prompts)", said, re.M) and "left out: 1 × " in said, said
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_run_is_not_mixed_with_another(name, world, finished):
-    module, cfg, _ = finished(name)
+    stage, cfg, _ = finished(name)
     before = contents(cfg.out)
     _, changed = config(name, world, cfg.out, lr=2e-2)
     with pytest.raises(ValueError, match=r"lr was 0.0\d, is 0.02.*--fresh"):
-        module.run(changed)
+        stage.run(changed)
     assert contents(cfg.out) == before
 
 
 @pytest.mark.parametrize("name, measure", [("pretrain", "bpb_heldout"), ("sft", "heldout_loss")])
 def test_a_part_is_kept_out_where_no_files_are(name, measure, world, tmp_path, capsys):
-    module, cfg = config(
+    stage, cfg = config(
         name,
         world,
         tmp_path / "run",
@@ -421,34 +425,34 @@ def test_a_part_is_kept_out_where_no_files_are(name, measure, world, tmp_path, c
         steps=1,
         seq_len=256,
     )
-    assert module.run(cfg)[measure] > 0
+    assert stage.run(cfg)[measure] > 0
     assert "held out: " in capsys.readouterr().out
     if name == "pretrain":
-        files, _ = cfg.files(module.TEXT_SAMPLES)
-        assert all(map(in_heldout, module.heldout_texts(cfg, files, [])["heldout"])) and not any(
-            map(in_heldout, module.read_documents(files, "train"))
+        files, _ = cfg.files(pretrain.TEXT_SAMPLES)
+        assert all(map(in_heldout, pretrain.heldout_texts(cfg, files, [])["heldout"])) and not any(
+            map(in_heldout, read_documents(files, "train"))
         )
 
 
 def test_pretraining_can_go_on_from_a_model(world, tmp_path):
-    module, cfg = config(
+    stage, cfg = config(
         "pretrain", world, tmp_path / "run", init=str(world / "runs" / "pretrain"), steps=4
     )
     config_of_base = config("pretrain", world, world / "runs" / "pretrain")
     # done already, unless this test runs alone
-    module.run(config_of_base[1])
+    stage.run(config_of_base[1])
     started = read_metrics(config_of_base[1].out)[0]["loss"]
-    module.run(cfg)
+    stage.run(cfg)
     assert read_metrics(cfg.out)[0]["loss"] < started
 
 
 def test_a_changed_vocabulary_is_noticed(
     world, tmp_path
 ):  # killed before its first checkpoint, a run leaves nothing that a later one could take for its own
-    module, cfg = config("pretrain", world, tmp_path / "run", tokenizer="", vocab_size=300, steps=1)
-    module.make_tokenizer(cfg, [world / "texts.jsonl"])
+    stage, cfg = config("pretrain", world, tmp_path / "run", tokenizer="", vocab_size=300, steps=1)
+    pretrain.make_tokenizer(cfg, [world / "texts.jsonl"])
     assert not (tmp_path / "run").exists()
-    module.run(cfg)
+    stage.run(cfg)
     assert (
         load_pretrained(cfg.out)[0].config.vocab_size
         == load_pretrained(cfg.out)[1].vocab_size
@@ -461,22 +465,21 @@ def test_a_long_conversation_is_cut_and_counted(world, tmp_path, capsys):
         {"role": "user", "content": "Say all you know."},
         {"role": "assistant", "content": "word " * 300},
     ]
-    module, cfg = config(
+    stage, cfg = config(
         "sft",
         world,
         tmp_path / "run",
         data=write_lines(tmp_path / "talk.jsonl", [{"conversations": long}]),
         steps=1,
     )
-    module.run(cfg)
+    stage.run(cfg)
     assert "cut at 64 tokens: 1" in capsys.readouterr().out
 
 
 # ---- what would be lost, or be measured on nothing
-# -------------------------------------------------------------------
 def test_a_refused_command_leaves_the_run_as_it_was(world, tmp_path, capsys):
-    module, cfg = config("pretrain", world, tmp_path / "run", steps=2)
-    module.run(cfg)
+    stage, cfg = config("pretrain", world, tmp_path / "run", steps=2)
+    stage.run(cfg)
     before = {f: f.read_bytes() for f in sorted((tmp_path / "run").rglob("*")) if f.is_file()}
     assert (
         main(flags("pretrain", world, tmp_path / "run", steps=2, data=world / "broken.jsonl")) == 1
@@ -492,22 +495,22 @@ def test_a_refused_command_leaves_the_run_as_it_was(world, tmp_path, capsys):
 def test_other_data_under_the_same_name_are_noticed(world, tmp_path):
     lines = (world / "texts.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "a.jsonl").write_text("".join(lines), encoding="utf-8")
-    module, cfg = config(
+    stage, cfg = config(
         "pretrain", world, tmp_path / "run", data=(str(tmp_path / "a.jsonl"),), steps=2
     )
-    module.run(cfg)
+    stage.run(cfg)
     (tmp_path / "a.jsonl").write_text("".join(lines[::-1]), encoding="utf-8")
     with pytest.raises(ValueError, match="data_sha256 was"):
-        module.run(cfg)
+        stage.run(cfg)
 
 
 def test_the_same_files_may_be_spelt_otherwise(world, tmp_path, monkeypatch):
-    module, cfg = config(
+    stage, cfg = config(
         "pretrain", world, tmp_path / "run", data=(str(world / "texts.jsonl"),), steps=2
     )
-    module.run(cfg)
+    stage.run(cfg)
     monkeypatch.chdir(world)
-    last = module.run(
+    last = stage.run(
         config("pretrain", world, tmp_path / "run", data=("./texts.jsonl",), steps=2)[1]
     )
     assert last["step"] == 2
@@ -519,10 +522,10 @@ def test_little_data_are_all_trained_on_and_that_is_said(world, tmp_path, capsys
         if in_heldout(text := f"A short text, number {i}. " + "It goes on. " * 30):
             break
     (tmp_path / "one.txt").write_text(text)
-    module, cfg = config(
+    stage, cfg = config(
         "pretrain", world, tmp_path / "run", data=(str(tmp_path / "one.txt"),), heldout=(), steps=1
     )
-    assert "bpb_heldout" not in module.run(cfg)
+    assert "bpb_heldout" not in stage.run(cfg)
     assert "nothing is held out" in capsys.readouterr().out
 
 
@@ -536,7 +539,7 @@ def test_little_data_are_all_trained_on_and_that_is_said(world, tmp_path, capsys
 )
 def test_flags_without_effect_are_refused(changes, name):
     with pytest.raises(ValueError, match=f"{name}=.* would have no effect"):
-        stage("pretrain")[1](**changes)
+        find_stage("pretrain").config(**changes)
 
 
 @pytest.mark.parametrize("content", ["Call me Ishmael.", "{}", '{"model": 3}', ""])

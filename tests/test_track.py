@@ -1,5 +1,6 @@
-"""Trackers: whatever one of them does, the run goes on; and its curve has every step once, however often the run was killed.
-The real libraries are fed by a process that is killed with -9, and what they wrote is read back with their own readers."""
+"""Trackers: whatever one of them does, the run goes on; and its curve has every step once, however
+often the run was killed. The real libraries are fed by a process that is killed with -9, and
+what they wrote is read back with their own readers."""
 
 import importlib.util
 import json
@@ -14,16 +15,9 @@ from pathlib import Path
 import pytest
 
 from minimind import track
-from minimind.track import (
-    TRACKERS,
-    SwanLab,
-    Tracker,
-    Trackers,
-    WeightsAndBiases,
-    new_note,
-    tracked_line,
-)
-from minimind.train import MetricsLog, read_metrics
+from minimind.log import MetricsLog, read_metrics
+from minimind.plugins import PLUGINS, Plugin, load_plugin
+from minimind.track import SwanLab, Tracker, Trackers, WeightsAndBiases, new_note, tracked_line
 
 root = Path(__file__).resolve().parents[1]
 LONG = 60  # seconds; a machine may be busy
@@ -84,7 +78,7 @@ def trackers(monkeypatch, capsys):
 
     def register(**kinds):
         for name, kind in kinds.items():
-            monkeypatch.setitem(TRACKERS, name, kind)
+            monkeypatch.setitem(PLUGINS["tracker"], name, Plugin(kind, "for a test"))
 
     register(disk=Disk, memory=Memory)
     return register
@@ -156,8 +150,7 @@ def once(kind, run):
     return [(step, numbers) for _, step, numbers in kind.stored] == expected(run)
 
 
-# ---- one line
-# ---------------------------------------------------------------------------------------------------------
+# ---- one line ------------------------------------------------------------------------------------
 def test_a_line_is_told_by_its_learning_rate():
     when, numbers = tracked_line(
         40, loss=2.5, lr=0.1, reward=None, kl=float("nan"), norm=float("inf"), name="x", tokens=7
@@ -168,8 +161,7 @@ def test_a_line_is_told_by_its_learning_rate():
     assert tracked_line(40, lr=0.1)[0] < tracked_line(40, bpb=1)[0] < tracked_line(41, lr=0.1)[0]
 
 
-# ---- names
-# ------------------------------------------------------------------------------------------------------------
+# ---- names ---------------------------------------------------------------------------------------
 def test_an_unknown_name_stops(tmp_path):
     with pytest.raises(ValueError, match="track='wandbb': choose from swanlab, wandb, tensorboard"):
         Trackers(("tensorboard", "wandbb"), tmp_path, {})
@@ -217,8 +209,7 @@ def test_no_library_is_imported_before_it_is_used():
     )
 
 
-# ---- harm
-# -------------------------------------------------------------------------------------------------------------
+# ---- harm ----------------------------------------------------------------------------------------
 PLACES = ("start", "log", "finish")
 
 
@@ -406,8 +397,7 @@ def test_an_error_reaches_the_tracker(tmp_path, trackers):
     assert Disk.ended == Memory.ended == [error]
 
 
-# ---- the same curve, after a kill
-# ----------------------------------------------------------------------------------------
+# ---- the same curve, after a kill ----------------------------------------------------------------
 def test_what_a_tracker_is_told(tmp_path, trackers):
     session(tmp_path / "english", 0, 40, ("disk",))
     [(name, desc, settings, note)] = Disk.begun
@@ -534,10 +524,9 @@ def test_another_mode_is_another_run():
     assert note["mode"] == "online" and note["last"] == [-1, 0] and "whole" not in note
 
 
-# ---- in training
-# --------------------------------------------------------------------------------------------------------
+# ---- in training ---------------------------------------------------------------------------------
 def small(tmp_path, **changes):
-    from minimind.checkpoint import to_hf_config
+    from minimind.hub import to_hf_config
     from minimind.model import ModelConfig
     from minimind.pretrain import PretrainConfig
 
@@ -635,7 +624,7 @@ def test_a_hanging_tracker_does_not_stop_training(tmp_path, trackers, capsys, mo
     )
     monkeypatch.setattr(Trackers, "patience", 1.0)
 
-    class Early(TRACKERS["tensorboard"]):
+    class Early(load_plugin("tracker", "tensorboard")):
         def log(self, step, numbers):
             super().log(20, numbers)
 
@@ -649,13 +638,12 @@ def test_a_hanging_tracker_does_not_stop_training(tmp_path, trackers, capsys, mo
     )
 
 
-# ---- the libraries themselves
-# ------------------------------------------------------------------------------------------
+# ---- the libraries themselves --------------------------------------------------------------------
 DRIVER = """
 import json, os, shutil, sys, time
 from pathlib import Path
 from minimind.checkpoint import checkpoints
-from minimind.train import MetricsLog
+from minimind.log import MetricsLog
 from minimind.track import Trackers
 
 out, names, last, how = Path(sys.argv[1]), tuple(sys.argv[2].split(",")), int(sys.argv[3]), sys.argv[4]
@@ -929,9 +917,10 @@ def test_without_network_a_run_ends_all_the_same(tmp_path, name):
 
 
 def test_the_interface_is_kept():
-    for kind in TRACKERS.values():
+    trackers = {name: load_plugin("tracker", name) for name in PLUGINS["tracker"]}
+    for kind in trackers.values():
         assert issubclass(kind, Tracker) and kind.package and "{" in kind.look and kind.modules()
     assert (
-        set(TRACKERS) == {"swanlab", "wandb", "tensorboard"}
-        and TRACKERS["wandb"] is WeightsAndBiases
+        set(trackers) == {"swanlab", "wandb", "tensorboard"}
+        and trackers["wandb"] is WeightsAndBiases
     )

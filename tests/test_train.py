@@ -1,4 +1,5 @@
-"The training loop: accumulation, clipping, the guard against NaN, the log, stopping and going on, the plan."
+"""The training loop: accumulation, clipping, the guard against NaN, the log, stopping and going on,
+the plan."""
 
 import json
 import math
@@ -15,32 +16,35 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
 
+from minimind.data import Batches
 from minimind.losses import causal_lm_loss, lm_loss
 from minimind.model import MiniMind, ModelConfig, num_parameters
 from minimind.optim import build_optimizer, lr_factor
 from minimind.train import (
     MAX_SKIPS,
-    MetricsLog,
     NonFinite,
+    Saver,
     StepResult,
     TrainConfig,
-    Window,
     compute_gradients,
-    count_tokens,
     fit,
-    format_line,
-    format_plan,
-    format_seconds,
-    odd_first_loss,
-    plan,
     random_state,
-    read_metrics,
     same_random_numbers,
     split_rows,
     stop_signals,
     total_steps,
     train_step,
 )
+from minimind.log import (
+    MetricsLog,
+    LogWindow,
+    count_tokens,
+    format_line,
+    format_seconds,
+    odd_first_loss,
+    read_metrics,
+)
+from minimind.stage import format_plan, plan
 
 V = 61
 TINY = ModelConfig(
@@ -61,7 +65,7 @@ def tiny(seed=0):
     return MiniMind(TINY)
 
 
-class Rows:
+class Rows(Batches):
     """Batches as `PackedBatches` makes them, of random tokens: two documents in each row, some
     positions unlabelled, the last batch of an epoch short."""
 
@@ -102,7 +106,7 @@ class Rows:
         ]
 
 
-class Memory:
+class Memory(Saver):
     "A checkpointer that keeps its state in memory, and tells in which order it was called."
 
     def __init__(self, model, optimizers):
@@ -139,6 +143,9 @@ class Memory:
         self.calls.append(("save_batch", batch))
         return "bad_batch.safetensors"
 
+    def where(self):
+        return f"saved in {self.out}; the same command goes on from here"
+
 
 def config(tmp_path, **changes):
     return TrainConfig(
@@ -162,22 +169,22 @@ def train(
     model=None,
     batches=None,
     loss_fn=causal_lm_loss,
-    checkpointer=None,
+    saver=None,
     evaluate=None,
     **changes,
 ):
     cfg = config(tmp_path, **changes)
     model = model or tiny()
-    optimizers = (
-        checkpointer.optimizers if checkpointer else build_optimizer(model, cfg.optimizer, cfg.lr)
-    )
+    optimizers = build_optimizer(model, cfg.optimizer, cfg.lr)
+    if saver:
+        optimizers, saver.out = saver.optimizers, cfg.out
     return fit(
         model,
         batches or Rows(),
         loss_fn,
         optimizers,
         cfg,
-        checkpointer=checkpointer,
+        saver=saver,
         evaluate=evaluate,
     ), model
 
@@ -191,7 +198,6 @@ def same(a, b):
 
 
 # ---- accumulation
-# ----------------------------------------------------------------------------------------------------
 def reference_gradients(model, batch):
     "The mean cross-entropy of the whole batch from full logits, by plain autograd."
     model.zero_grad()
@@ -285,7 +291,6 @@ def test_bfloat16_gives_nearly_the_same_gradient():
 
 
 # ---- one step
-# --------------------------------------------------------------------------------------------------------
 class Recorder:
     "Optimizers that only look at the gradient they would use."
 
@@ -340,7 +345,6 @@ def test_steps_come_from_epochs():
 
 
 # ---- the log
-# ---------------------------------------------------------------------------------------------------------
 def test_log_counts_optimizer_steps(tmp_path):
     last, _ = train(tmp_path, steps=10, log_every=4, micro_batch_size=1)
     lines = read_metrics(tmp_path)
@@ -450,7 +454,6 @@ def test_first_loss_is_checked(tmp_path, capsys):
 
 
 # ---- going on
-# --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("died_at", [1, 3, 4, 5])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_resume_gives_the_same_weights_and_the_same_log(tmp_path, died_at, optimizer):
@@ -469,13 +472,13 @@ def test_resume_gives_the_same_weights_and_the_same_log(tmp_path, died_at, optim
     model, calls = tiny(), []
     memory = Memory(model, build_optimizer(model, optimizer, 1e-2))
     with pytest.raises(Killed):
-        train(tmp_path / "cut", model, loss_fn=dying, checkpointer=memory, **options)
+        train(tmp_path / "cut", model, loss_fn=dying, saver=memory, **options)
     again = tiny(seed=9)
     memory.model, memory.optimizers = again, build_optimizer(again, optimizer, 1e-2)
     # nothing saved yet: the run begins again
     if not memory.saved:
         again.load_state_dict(tiny().state_dict())
-    last_again, _ = train(tmp_path / "cut", again, checkpointer=memory, **options)
+    last_again, _ = train(tmp_path / "cut", again, saver=memory, **options)
     assert same(weights(whole), weights(again))
     clock = {"seconds", "tokens_per_second"}
     lines = [
@@ -501,14 +504,14 @@ def test_a_batch_that_cannot_be_had_costs_no_step(tmp_path):
     model = tiny()
     memory = Memory(model, build_optimizer(model, "adamw", 1e-2))
     with pytest.raises(OSError, match="reward server"):
-        train(tmp_path / "cut", model, checkpointer=memory, **options)
+        train(tmp_path / "cut", model, saver=memory, **options)
     assert list(memory.saved) == [3]
     # still gone: nothing new to save
     with pytest.raises(OSError, match="reward server"):
-        train(tmp_path / "cut", model, checkpointer=memory, **options)
+        train(tmp_path / "cut", model, saver=memory, **options)
     assert memory.calls == [("save", 3)]
     options["batches"].broken = False
-    train(tmp_path / "cut", model, checkpointer=memory, **options)
+    train(tmp_path / "cut", model, saver=memory, **options)
     _, whole = train(tmp_path / "whole", batches=Rows(8, 4), save_every=100)
     assert same(weights(whole), weights(model))
 
@@ -516,8 +519,11 @@ def test_a_batch_that_cannot_be_had_costs_no_step(tmp_path):
 def test_what_batches_know_about_a_step_is_logged(tmp_path):
     class Telling(Rows):
         def at(self, step):
-            self.numbers = {"reward": float(step)}
+            self.told = {"reward": float(step)}
             return super().at(step)
+
+        def numbers(self):
+            return self.told
 
     last, _ = train(tmp_path, batches=Telling(8, 4), steps=4, log_every=2)
     assert [line["reward"] for line in read_metrics(tmp_path)] == pytest.approx(
@@ -534,9 +540,9 @@ def test_finished_run_returns_its_numbers(tmp_path, capsys):
         evaluations.append(1)
         return {"bpb": 2.0}
 
-    last, _ = train(tmp_path, model, checkpointer=memory, evaluate=evaluate)
+    last, _ = train(tmp_path, model, saver=memory, evaluate=evaluate)
     text, before = (tmp_path / "metrics.jsonl").read_text(), weights(model)
-    again, _ = train(tmp_path, model, checkpointer=memory, evaluate=evaluate)
+    again, _ = train(tmp_path, model, saver=memory, evaluate=evaluate)
     assert again == last and again["step"] == 6 and again["bpb"] == 2.0 and again["loss"] > 0
     assert (
         (tmp_path / "metrics.jsonl").read_text() == text
@@ -555,9 +561,7 @@ def test_saved_before_evaluated(tmp_path):
         memory.calls.append(("evaluate", max(memory.saved)))
         return {"bpb": 2.0}
 
-    train(
-        tmp_path, model, checkpointer=memory, evaluate=evaluate, steps=5, save_every=3, eval_every=2
-    )
+    train(tmp_path, model, saver=memory, evaluate=evaluate, steps=5, save_every=3, eval_every=2)
     assert (
         memory.calls
         == [
@@ -581,8 +585,8 @@ def test_an_evaluation_that_died_is_made_up_for(tmp_path):
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        train(tmp_path, model, checkpointer=memory, evaluate=out_of_memory)
-    last, _ = train(tmp_path, model, checkpointer=memory, evaluate=lambda: {"bpb": 2.0})
+        train(tmp_path, model, saver=memory, evaluate=out_of_memory)
+    last, _ = train(tmp_path, model, saver=memory, evaluate=lambda: {"bpb": 2.0})
     assert last["bpb"] == 2.0 and [l["step"] for l in read_metrics(tmp_path)] == [2, 4, 6, 6]
 
 
@@ -618,7 +622,6 @@ def test_same_random_numbers():
 
 
 # ---- the guard against NaN
-# -------------------------------------------------------------------------------------------
 def poisoned(token):
     "A loss that is NaN for every row that holds the token."
 
@@ -742,7 +745,7 @@ def test_nothing_is_named_when_no_row_stands_out(tmp_path):
 
 def test_batches_without_sources(tmp_path):
     class Bare(Rows):
-        sources = property()
+        sources = Batches.sources
 
     with pytest.raises(NonFinite, match="step 1"):
         train(
@@ -753,7 +756,6 @@ def test_batches_without_sources(tmp_path):
 
 
 # ---- stopping
-# --------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def ctrl_c():
     """Python's own handler for Ctrl-C, also where a shell started the tests in the background, with
@@ -785,7 +787,7 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, capsys, ctrl_c, number, 
     memory = Memory(model, build_optimizer(model, "adamw", 1e-2))
     # in the first half of step 3
     with pytest.raises(error) as e:
-        train(tmp_path, model, checkpointer=memory, loss_fn=signalled(number, at=5), save_every=100)
+        train(tmp_path, model, saver=memory, loss_fn=signalled(number, at=5), save_every=100)
     assert e.type is error and (error is KeyboardInterrupt or e.value.code == 143)
     assert (
         list(memory.saved) == [3]
@@ -796,7 +798,7 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, capsys, ctrl_c, number, 
         f"train: {number.name} after step 3 of 6: saved in {tmp_path}; the same command goes on "
         "from here" in out
     )
-    train(tmp_path, model, checkpointer=memory, save_every=100)
+    train(tmp_path, model, saver=memory, save_every=100)
     assert same(weights(model), weights(train(tmp_path / "whole")[1]))
 
 
@@ -812,7 +814,7 @@ def test_a_signal_during_a_save_waits_for_the_next_step(tmp_path, ctrl_c):
     model = tiny()
     memory = Interrupting(model, build_optimizer(model, "adamw", 1e-2))
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, model, checkpointer=memory)
+        train(tmp_path, model, saver=memory)
     assert max(memory.saved) == 3 and same(weights(model), memory.saved[3][0])
 
 
@@ -827,13 +829,13 @@ def test_a_signal_during_an_evaluation(tmp_path, ctrl_c):
     model = tiny()
     memory = Memory(model, build_optimizer(model, "adamw", 1e-2))
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, model, checkpointer=memory, evaluate=evaluate, eval_every=2)
+        train(tmp_path, model, saver=memory, evaluate=evaluate, eval_every=2)
     assert [l["step"] for l in read_metrics(tmp_path)] == [2, 2] and list(memory.saved) == [2]
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
     # as if it had died in the evaluation
     (tmp_path / "metrics.jsonl").write_text(lines[0])
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, model, checkpointer=memory, evaluate=evaluate, eval_every=2)
+        train(tmp_path, model, saver=memory, evaluate=evaluate, eval_every=2)
     assert [l["step"] for l in read_metrics(tmp_path)] == [2, 2] and list(memory.saved) == [2]
 
 
@@ -844,7 +846,7 @@ def test_a_second_signal_ends_at_once(tmp_path, ctrl_c):
         train(
             tmp_path,
             model,
-            checkpointer=memory,
+            saver=memory,
             loss_fn=signalled(signal.SIGINT, at=3, times=2),
             save_every=100,
         )
@@ -877,7 +879,6 @@ def test_training_works_outside_the_main_thread(tmp_path):
 
 
 # ---- settings and plan
-# -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "field, value",
     [
@@ -933,7 +934,7 @@ def test_plan(tmp_path):
 def test_plan_of_rows_without_a_length():
     "Rows that are yet to be sampled: no tokens, no operations, but a time."
 
-    class Sampled:
+    class Sampled(Batches):
         steps_per_epoch = 3
 
         def at(self, step):
@@ -979,7 +980,8 @@ import torch
 from minimind.losses import causal_lm_loss
 from minimind.model import MiniMind, PRESETS
 from minimind.optim import build_optimizer
-from minimind.train import TrainConfig, memory_bytes, train_step
+from minimind.train import TrainConfig, train_step
+from minimind.stage import memory_bytes
 def peak(): return 1024*int(next(l.split()[1] for l in open("/proc/self/status") if l.startswith("VmHWM")))
 def batch(rows): ids = torch.randint(0, 6400, (rows, 256)); return dict(input_ids=ids, labels=ids)
 cfg = TrainConfig(batch_size=8, micro_batch_size=8, seq_len=256)
@@ -1005,19 +1007,19 @@ print((peak() - before)/sum(memory_bytes(PRESETS["ci"], cfg, torch.float32).valu
 
 
 def test_window_survives_json():
-    window = Window()
+    window = LogWindow()
     window.update(steps=2, tokens=10, seconds=0.1, weight=3.0, loss=7.0)
-    again = Window(json.loads(json.dumps(dict(window))))
+    again = LogWindow(json.loads(json.dumps(dict(window))))
     assert (
         again == window
         and again.line(2, 0.1, 1.0)["loss"] == 7 / 3
         and "no good step"
-        in format_line(Window(steps=1, tokens=1, seconds=1.0, skipped=1).line(1, 0.1, 1.0))
+        in format_line(LogWindow(steps=1, tokens=1, seconds=1.0, skipped=1).line(1, 0.1, 1.0))
     )
 
 
 def test_a_number_that_not_every_step_has_is_a_mean_of_those_that_do():
-    window = Window()
+    window = LogWindow()
     window.add(StepResult(1.0, 10.0, 0.0, {"kl": 4.0}), {"reward": 1.0})
     window.add(StepResult(2.0, 90.0, 0.0, {}), {"reward": 0.0})
     window.update(steps=2, tokens=2, seconds=1.0)

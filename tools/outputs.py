@@ -1,6 +1,7 @@
-"""Execute notebooks in place, so that each is committed with the outputs of a fresh Run-All: all of them in order, or those whose
-names contain one of the arguments (`03`, `rope`, `solutions/`). Cells marked `#| eval: false` are left alone, as are `#| gpu` cells
-where there is no CUDA and `#| slow` cells unless SLOW=1: those keep the outputs they have."""
+"""Execute notebooks in place, so that each is committed with the outputs of a fresh Run-All: all of
+them in order, or those whose names contain one of the arguments (`03`, `rope`, `solutions/`).
+Cells marked `#| eval: false` are left alone, as are `#| gpu` cells where there is no CUDA and
+`#| slow` cells unless SLOW=1: those keep the outputs they have."""
 
 import os
 import re
@@ -13,6 +14,8 @@ import nbformat
 from nbclient import NotebookClient
 
 root = Path(__file__).resolve().parents[1]
+# a widget that is not installed draws no bar: that says nothing about the notebook
+os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress")
 os.environ.setdefault("MATPLOTLIBRC", str(root / "nbs/matplotlibrc"))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
 

