@@ -9,7 +9,7 @@ __all__ = ['NS_COEFFICIENTS', 'TABLES', 'SCHEDULES', 'newton_schulz', 'Muon', 'p
 # %% ../nbs/13_optim.ipynb #cc3c79ea
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 import torch
 from .core import Stateful, get_dtype
@@ -256,7 +256,7 @@ def build_optimizer(
     muon_lr: float = 0.02,  # of Muon
     betas: tuple[float, float] = (0.9, 0.95),  # AdamW's running means of gradient and square
     weight_decay: float = 0.0,  # of matrices and tables; vectors are never decayed
-    muon: type[Muon] = Muon,  # class of the optimiser of matrices
+    muon: Callable[..., Muon] = Muon,  # makes the optimiser of matrices
 ) -> Optimizers:
     "The optimiser of a model, in groups. Raises `ValueError` for an unknown name."
     if optimizer not in ("muon", "adamw"):
