@@ -292,6 +292,19 @@ def test_code_is_laid_out_for_readers():
     assert not wide, f"lines over 100 columns in modules: {wide}; a chapter's claim is one of them"
 
 
+@pytest.mark.parametrize("path", [*chapters, nbs / "index.ipynb"], ids=name)
+def test_commands_in_the_text_fit_the_page(path):
+    wide = [
+        line
+        for cell in read(path)["cells"]
+        if cell["cell_type"] == "markdown"
+        for block in re.findall(r"^```\w*\n(.*?)^```", source(cell), re.S | re.M)
+        for line in block.splitlines()
+        if len(line) > 100
+    ]
+    assert not wide, f"{name(path)}: lines over 100 columns: {wide}; break them"
+
+
 @pytest.mark.parametrize("path", list(modules.values()), ids=name)
 def test_exported_cells_can_be_held_in_mind(path):
     long = {
