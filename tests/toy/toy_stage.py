@@ -1,7 +1,8 @@
 "A stage of nobody's: all that somebody has to write who adds one. tests/test_new_stage.py uses it."
 
-import torch
 from dataclasses import dataclass
+
+import torch
 
 from minimind.data import Batches
 from minimind.losses import causal_lm_loss
