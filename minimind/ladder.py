@@ -132,12 +132,13 @@ def run_ladder(
             "`minimind run` trains on the shipped samples at size ci; for a real run: minimind "
             "pretrain --model minimind2-small --data …, then minimind sft"
         )
-    start, out, n = time.perf_counter(), Path(out), len(rungs()) + 1
+    start, out = time.perf_counter(), Path(out)
     folder = {name: str(out / name) for name in rungs()}
     last = climb(folder, steps, fresh, device)
+    n, device = len(folder) + 1, get_device(device)
     print(f"{n}/{n} measuring on text and questions that were never trained on")
-    model, tokenizer = load_pretrained(folder["sft"], get_device(device))
-    texts, choices, questions = measure_ladder(folder, model, tokenizer, get_device(device))
+    model, tokenizer = load_pretrained(folder["sft"], device)
+    texts, choices, questions = measure_ladder(folder, model, tokenizer, device)
     print("\n" + text_table(measurement_rows(texts, choices, {SKILLS: questions[SKILLS]})))
     print("\n" + text_table(change_rows(last, questions[WARD])))
     speed = {name: median_speed(run) for name, run in folder.items()}

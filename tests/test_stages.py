@@ -44,6 +44,13 @@ SHARED = dict(
     device="cpu",
 )
 
+
+def on_chats(world, **settings):
+    "Settings of a stage that goes on with the base model on conversations."
+    files = dict(data=(world / "chats.jsonl",), heldout=(world / "more_chats.jsonl",))
+    return files | dict(init=world / "base", eval_rows=8) | settings
+
+
 # What a stage needs beside `SHARED` to run in a second. `world` is the folder that the fixture
 # below fills.
 TINY = {
@@ -54,62 +61,16 @@ TINY = {
         model=world / "shape",
         eval_bytes=1000,
     ),
-    "sft": lambda world: dict(
-        data=(world / "chats.jsonl",),
-        heldout=(world / "more_chats.jsonl",),
-        init=world / "base",
-        eval_rows=8,
-    ),
-    "lora": lambda world: dict(
-        data=(world / "chats.jsonl",),
-        heldout=(world / "more_chats.jsonl",),
-        init=world / "base",
-        eval_rows=8,
-        lr=3e-2,
-        muon_lr=None,
-        r=16,
-        alpha=64.0,
-    ),
+    "sft": on_chats,
+    "lora": lambda world: on_chats(world, lr=3e-2, muon_lr=None, r=16, alpha=64.0),
     "dpo": lambda world: dict(
         data=(world / "pairs.jsonl",), heldout=(world / "more_pairs.jsonl",), init=world / "base"
     ),
-    "distill": lambda world: dict(
-        data=(world / "chats.jsonl",),
-        heldout=(world / "more_chats.jsonl",),
-        teacher=world / "base",
-        init=world / "base",
-        eval_rows=8,
-    ),
-    "ppo": lambda world: (
-        REINFORCED
-        | dict(
-            data=(world / "chats.jsonl",),
-            heldout=(world / "more_chats.jsonl",),
-            init=world / "base",
-            updates=4,
-            passes=2,
-        )
-    ),
-    "grpo": lambda world: (
-        REINFORCED
-        | dict(
-            data=(world / "chats.jsonl",),
-            heldout=(world / "more_chats.jsonl",),
-            init=world / "base",
-            updates=2,
-            beta=0.01,
-        )
-    ),
-    "spo": lambda world: (
-        REINFORCED
-        | dict(
-            data=(world / "chats.jsonl",),
-            heldout=(world / "more_chats.jsonl",),
-            init=world / "base",
-            prompts=32,
-            group_size=1,
-            updates=2,
-        )
+    "distill": lambda world: on_chats(world, teacher=world / "base"),
+    "ppo": lambda world: on_chats(world, **REINFORCED, updates=4, passes=2),
+    "grpo": lambda world: on_chats(world, **REINFORCED, updates=2, beta=0.01),
+    "spo": lambda world: on_chats(
+        world, **(REINFORCED | dict(prompts=32, group_size=1)), updates=2
     ),
 }
 # `None`: the stage has no such setting. To draw long tokens is learned in seconds
@@ -120,7 +81,6 @@ REINFORCED = dict(
     max_new_tokens=8,
     micro_batch_size=16,
     reward=("length",),
-    eval_rows=8,
 )
 # stages whose folder is not a model's but an adapter's, and its weights
 ADAPTERS = {"lora": "adapter_model.safetensors"}
