@@ -48,21 +48,8 @@ from minimind.optim import build_optimizer
 from minimind.tokenizer import Tokenizer
 from minimind.train import fit
 from minimind.log import read_metrics
-
-SHAPE = dict(
-    hidden_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    intermediate_size=80,
-    initializer_range=0.2,
-)
-kinds = pytest.mark.parametrize(
-    "qk_norm, tied",
-    [(True, True), (True, False), (False, True), (False, False)],
-    ids=["qwen3-tied", "qwen3", "llama-tied", "llama"],
-)
+from shared import COMPARED_SHAPE as SHAPE
+from shared import kinds
 
 
 @pytest.fixture(scope="module")

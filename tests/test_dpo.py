@@ -39,16 +39,8 @@ from minimind.model import MiniMind, ModelConfig
 from minimind.tokenizer import Tokenizer
 from minimind.train import TrainConfig, compute_gradients
 from minimind.log import read_metrics
+from shared import SHAPE
 
-SHAPE = dict(
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    intermediate_size=64,
-    vocab_size=400,
-    max_position_embeddings=512,
-)
 
 # Four pairs, exact in binary, and what TRL makes of them. sigmoid, hinge and ipo: TRL 1.16.0,
 # DPOTrainer._compute_loss run on these sums (float64);

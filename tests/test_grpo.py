@@ -2,7 +2,6 @@
 SPO's tracker; stages that resume exactly in the middle of a rollout."""
 
 import importlib
-import json
 import math
 import os
 import shutil
@@ -40,6 +39,7 @@ from minimind.ppo import PPOConfig
 from minimind.tokenizer import Tokenizer
 from minimind.train import TrainConfig, compute_gradients
 from minimind.log import read_metrics
+from shared import SHAPE, number_prompts, write_lines
 
 EPSILON, HIGH, BETA, LONGEST = 0.2, 0.28, 0.07, 16
 
@@ -512,15 +512,6 @@ def test_the_tracker_refuses_what_is_no_share():
 
 # --- the stages
 
-SHAPE = dict(
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    intermediate_size=64,
-    vocab_size=400,
-    max_position_embeddings=512,
-)
 KINDS = {
     "grpo": (GRPOConfig, {}),
     "cispo": (GRPOConfig, dict(loss_type="cispo", scale_rewards="batch")),
@@ -548,20 +539,9 @@ def world(tmp_path_factory):
     tokenizer = Tokenizer.train(texts, SHAPE["vocab_size"])
     torch.manual_seed(0)
     save_pretrained(MiniMind(ModelConfig(**SHAPE)), tokenizer, world / "init")
-    rows = [
-        {
-            "conversations": [
-                {"role": "user", "content": f"Say {'very ' * (n % 5)}{n}."},
-                {"role": "assistant", "content": "-"},
-            ],
-            "answer": str(n),
-        }
-        for n in range(40)
-    ]
+    rows = number_prompts(40)
     for name, part in (("prompts", rows[:32]), ("held", rows[32:])):
-        (world / f"{name}.jsonl").write_text(
-            "".join(json.dumps(r) + "\n" for r in part), encoding="utf-8"
-        )
+        write_lines(world / f"{name}.jsonl", part)
     return world
 
 

@@ -43,22 +43,9 @@ from minimind.model import MiniMind, ModelConfig
 from minimind.optim import build_optimizer, parameter_groups
 from minimind.tokenizer import Tokenizer
 from minimind.log import read_metrics
+from shared import COMPARED_SHAPE, kinds
 
-SHAPE = dict(
-    hidden_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    intermediate_size=80,
-    vocab_size=300,
-    initializer_range=0.2,
-)
-kinds = pytest.mark.parametrize(
-    "qk_norm, tied",
-    [(True, True), (True, False), (False, True), (False, False)],
-    ids=["qwen3-tied", "qwen3", "llama-tied", "llama"],
-)
+SHAPE = COMPARED_SHAPE | dict(vocab_size=300)
 IDS = torch.randint(0, SHAPE["vocab_size"], (2, 30), generator=torch.Generator().manual_seed(0))
 exact = dict(rtol=0, atol=1e-5)
 

@@ -1,7 +1,6 @@
 """PPO: advantages and losses against torchtune, verl and plain loops; a critic that is saved; a
 stage that resumes exactly in the middle of a rollout."""
 
-import json
 import math
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from minimind.ppo import (
 from minimind.tokenizer import Tokenizer
 from minimind.train import TrainConfig, compute_gradients
 from minimind.log import read_metrics
+from shared import SHAPE, number_prompts, write_lines
 
 
 def example(seed=0, B=6, T=11, dtype=torch.float64, spread=0.4):
@@ -372,36 +372,15 @@ def test_without_old_numbers_the_ratio_is_one():
 # --- actor and critic (that the stage resumes exactly is tested in test_grpo.py, together with the
 # others)
 
-SHAPE = dict(
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    intermediate_size=64,
-    vocab_size=300,
-    max_position_embeddings=512,
-)
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     world = tmp_path_factory.mktemp("ppo")
     tokenizer = Tokenizer.train(["some words for a small vocabulary, and more of them"] * 20, 300)
     torch.manual_seed(0)
-    save_pretrained(MiniMind(ModelConfig(**SHAPE)), tokenizer, world / "init")
-    rows = [
-        {
-            "conversations": [
-                {"role": "user", "content": f"Say {'very ' * (n % 5)}{n}."},
-                {"role": "assistant", "content": "-"},
-            ],
-            "answer": str(n),
-        }
-        for n in range(24)
-    ]
-    (world / "prompts.jsonl").write_text(
-        "".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8"
-    )
+    config = ModelConfig(**SHAPE | dict(vocab_size=300))
+    save_pretrained(MiniMind(config), tokenizer, world / "init")
+    write_lines(world / "prompts.jsonl", number_prompts(24))
     return world
 
 

@@ -21,17 +21,9 @@ from minimind.plugins import plugin_names
 from minimind.stage import find_stage
 from minimind.tokenizer import Tokenizer
 from minimind.log import read_metrics
+from shared import SHAPE, write_lines
 
 STAGES = plugin_names("stage")
-SHAPE = dict(
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    intermediate_size=64,
-    vocab_size=400,
-    max_position_embeddings=512,
-)
 SHARED = dict(
     steps=24,
     seq_len=64,
@@ -84,13 +76,6 @@ REINFORCED = dict(
 )
 # stages whose folder is not a model's but an adapter's, and its weights
 ADAPTERS = {"lora": "adapter_model.safetensors"}
-
-
-def write_lines(path, rows):
-    path.write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-    )
-    return path
 
 
 @pytest.fixture(scope="module")
