@@ -7,17 +7,26 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 TORCH  := $(shell grep -o '^torch==[0-9.]*' constraints.txt)
 META   := settings.ini setup.py pyproject.toml constraints.txt
 
+# For Linux PyPI's PyTorch is the build for NVIDIA cards, of several GB. Where there is no such card, the much smaller one
+# for CPUs is taken from PyTorch's own index; if that does not answer, PyPI's. TORCH_INDEX=https://download.pytorch.org/whl/…
+# chooses another build, TORCH_INDEX= (empty) PyPI's.
+NVIDIA := $(wildcard /proc/driver/nvidia/version)$(shell command -v nvidia-smi)
+ifeq ($(shell uname -s)$(NVIDIA),Linux)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+endif
+ANSWERS := $(BIN)/python -m pip index versions torch -q --timeout 5 --retries 0 --index-url $(TORCH_INDEX) >/dev/null 2>&1
+
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test gates notebooks pytest check lab site outputs readme export bench clean
+.PHONY: help run chat test gates notebooks pytest check lab lab-test site outputs readme front export bench clean
 
 export MATPLOTLIBRC := $(CURDIR)/nbs/matplotlibrc
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # ---- the environment -------------------------------------------------------------------------------------------------
 # A stamp file per set of packages: nothing is installed again until the files that name the packages change.
@@ -27,8 +36,10 @@ $(BIN)/python:
 
 $(VENV)/.core: $(META) | $(BIN)/python
 	@echo "Installing PyTorch and the few packages of the core into $(VENV) (once)"
-	@$(PIP) $(TORCH)
-	@$(PIP) -e .
+	@$(PIP) -q --no-index --no-deps $(TORCH) 2>/dev/null || [ -z "$(TORCH_INDEX)" ] || { \
+	    $(ANSWERS) && $(PIP) --no-deps --index-url $(TORCH_INDEX) $(TORCH); \
+	} || echo "$(TORCH_INDEX) does not answer: PyTorch comes from PyPI, with what NVIDIA cards need (several GB)"
+	@$(PIP) $(TORCH) -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
@@ -44,6 +55,9 @@ $(VENV)/.course: $(VENV)/.core
 # ---- the two commands ------------------------------------------------------------------------------------------------
 run: $(VENV)/.core  ## the whole ladder at size ci on the shipped data, ending in a results table (ARGS=… is passed on)
 	@$(BIN)/minimind run $(ARGS)
+
+chat: $(VENV)/.core  ## talk to a model (ARGS="runs/ci/sft --temperature 0" is passed on)
+	@$(BIN)/minimind chat $(ARGS)
 
 # One thread a process: two processes that each take all cores slow each other down several times over.
 test gates notebooks pytest check: export OMP_NUM_THREADS := 1
@@ -78,8 +92,19 @@ outputs: $(VENV)/.dev  ## execute all notebooks in place, in order, or the named
 readme: $(VENV)/.dev  ## write README.md from nbs/index.ipynb
 	@$(BIN)/python tools/readme.py
 
-lab: $(VENV)/.course  ## JupyterLab, opened at chapter 2
-	@$(BIN)/jupyter lab nbs/02_tokenizer.ipynb
+# Jupyter refuses root unless it is told to; in a container or on a rented machine one often is root
+LAB := $(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" $(if $(filter 0,$(shell id -u)),--allow-root)
+
+lab: $(VENV)/.course  ## JupyterLab, opened at the first chapter (ARGS="--no-browser --port 8890" is passed on)
+	@$(LAB) nbs/00_tour.ipynb $(ARGS)
+
+lab-test: export OMP_NUM_THREADS := 1
+lab-test: $(VENV)/.course  ## Run All over every chapter, or the named ones (NB="rope 31"), in the environment of `make lab`
+	@$(BIN)/python tools/runall.py $(NB)
+
+front: $(VENV)/.dev  ## take the front page's numbers from runs/ci and benchmarks/results, and write README.md
+	@$(BIN)/python tools/front.py
+	@$(MAKE) --no-print-directory outputs NB=index
 
 site: $(VENV)/.dev  ## the documentation in _site/ (with Quarto where it is installed, else with smalldocs)
 	@$(BIN)/python tools/site.py

@@ -9,11 +9,13 @@ __all__ = ['CHAT_TEMPLATE', 'ROLES', 'render_chat', 'encode_chat', 'mask_table',
 import json
 import re
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from .tokenizer import Tokenizer
 
 # %% ../nbs/03_chat.ipynb #83e30523
 _MODE = r"""
@@ -207,8 +209,8 @@ def _checked_chat(messages, tools):
 
 # %% ../nbs/03_chat.ipynb #05320ebe
 def render_chat(
-    messages: list,  # of {"role", "content", "reasoning_content"?, "tool_calls"?}
-    tools: list | None = None,  # function descriptions, JSON-like
+    messages: list[dict[str, Any]],  # role, content, perhaps reasoning_content and tool_calls
+    tools: list[dict[str, Any]] | None = None,  # function descriptions, JSON-like
     thinking: bool | None = None,  # mode: None plain, True thinks first, False has an empty thought
     add_generation_prompt: bool = False,  # end with the opening of a reply
     template: str | None = None,  # Jinja text; `CHAT_TEMPLATE` if not given
@@ -302,12 +304,12 @@ def _mark_replies(mask, ids, messages, encode):
 
 # %% ../nbs/03_chat.ipynb #ed1542b4
 def encode_chat(
-    tokenizer,  # `Tokenizer`; if it has a `chat_template`, that one is used
-    messages: list,  # of {"role", "content", "reasoning_content"?, "tool_calls"?}
-    tools: list | None = None,  # function descriptions, JSON-like
+    tokenizer: Tokenizer,  # if it has a `chat_template`, that one is used
+    messages: list[dict[str, Any]],  # role, content, perhaps reasoning_content and tool_calls
+    tools: list[dict[str, Any]] | None = None,  # function descriptions, JSON-like
     thinking: bool | None = None,  # mode: None plain, True thinks first, False has an empty thought
     add_generation_prompt: bool = False,  # end with the opening of a reply
-) -> tuple:  # `(input_ids, loss_mask)`, two lists of int of the same length; mask 1 is learned
+) -> tuple[list[int], list[int]]:  # input ids, loss mask of the same length: 1 is learned
     """Encode a conversation; only the template's own text can become added tokens. Raises
     `ValueError` as `render_chat` does."""
     template = tokenizer.chat_template or CHAT_TEMPLATE
@@ -331,11 +333,11 @@ def _printed(tokenizer, i):
 
 
 def mask_table(
-    tokenizer,  # `Tokenizer`
-    input_ids,  # list of int
-    loss_mask,  # list of 0 and 1, as long
-    colour=True,  # colour the learned rows, for a terminal or a notebook
-):  # str, one line for each token: position, id, token, label
+    tokenizer: Tokenizer,
+    input_ids: list[int],
+    loss_mask: list[int],  # 0 and 1, as many
+    colour: bool = True,  # colour the learned rows, for a terminal or a notebook
+) -> str:  # one line for each token: position, id, token, label
     "Show what the loss sees: token, label and mask side by side."
     lines = [f"{'pos':>4} {'id':>6}  {'token':<24} {'label':>6}  learned"]
     for n, (i, learnt) in enumerate(zip(input_ids, loss_mask, strict=True)):
@@ -350,7 +352,7 @@ class Reply(NamedTuple):
 
     reasoning: str | None  # the thought; None if there is none
     content: str  # for the user
-    tool_calls: list  # of {"name": str, "arguments": dict}
+    tool_calls: list[dict[str, Any]]  # each with its name, a str, and its arguments, a dict
 
 
 _THINK, _UNTHINK = "<think>", "</think>"
@@ -431,8 +433,7 @@ def _split_thought(text, thinking):
 # %% ../nbs/03_chat.ipynb #5ec6a709
 def parse_reply(
     text: str,  # what the model wrote after the generation prompt
-    thinking: bool
-    | None = None,  # that prompt's mode, if known: True opened a thought, False closed it
+    thinking: bool | None = None,  # that prompt's mode: True opened a thought, False closed it
 ) -> Reply:
     "Take a reply apart into thought, answer and tool calls. Never raises and never runs anything."
     ended = text.rstrip("\n")
@@ -495,9 +496,9 @@ def _is_empty_reply(message):
 
 
 def parse_conversation(
-    row: dict,  # {"conversations": […]} or {"messages": […]}, as in a data file
+    row: dict[str, Any],  # with "conversations" or "messages", as in a data file
     require_reply: bool = True,  # False for prompts, whose reply may be missing or empty
-) -> tuple:  # `(messages, tools)` as `encode_chat` takes them
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:  # what `encode_chat` takes
     "Bring a row of a data file into one form. Raises `ValueError` saying what is wrong with it."
     turns = row.get("conversations", row.get("messages")) if isinstance(row, dict) else None
     if not isinstance(turns, list) or not turns:

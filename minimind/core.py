@@ -10,7 +10,7 @@ __all__ = ['IGNORE', 'SIZES', 'DTYPES', 'size', 'pick', 'get_device', 'get_dtype
 # %% ../nbs/90_core.ipynb #55415c96
 import errno, json, os, random, shutil, time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 import torch
@@ -109,7 +109,7 @@ def get_dtype(
 def precision(
     device: torch.device,  # that the model runs on
     dtype: torch.dtype,  # from `get_dtype`
-):  # a context manager
+) -> AbstractContextManager:
     """The block inside which matrix products are made in `dtype` (autocast); for float32 it does
     nothing."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
@@ -122,7 +122,7 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 # %% ../nbs/90_core.ipynb #cf02e7ee
-def seed_everything(seed: int):
+def seed_everything(seed: int) -> None:
     "Seed Python's and torch's generators (torch seeds every device)."
     random.seed(seed)
     torch.manual_seed(seed)
@@ -130,7 +130,7 @@ def seed_everything(seed: int):
 # %% ../nbs/90_core.ipynb #88b3d598
 def data_dir() -> Path:
     """Find `data_samples/`: `$MINIMIND_DATA`, else the working folder and its parents, else beside
-    the package. Raises `FileNotFoundError`."""
+    the package, else in it, as a wheel has them. Raises `FileNotFoundError`."""
     if given := os.environ.get("MINIMIND_DATA"):
         if (Path(given) / "MANIFEST.json").exists():
             return Path(given)
@@ -140,7 +140,7 @@ def data_dir() -> Path:
         )
     # a notebook has no `__file__`
     package = Path(globals().get("__file__", "core.py")).resolve().parent
-    for parent in (Path.cwd(), *Path.cwd().parents, package.parent):
+    for parent in (Path.cwd(), *Path.cwd().parents, package.parent, package / "_shipped"):
         if (parent / "data_samples" / "MANIFEST.json").exists():
             return parent / "data_samples"
     raise FileNotFoundError(
@@ -160,7 +160,7 @@ def sample(
     return p
 
 # %% ../nbs/90_core.ipynb #09043528
-def sync_file(path: str | Path):  # a file or a folder
+def sync_file(path: str | Path) -> None:  # a file or a folder
     "Wait until the system has put a file, or a folder's list of names, on the disk."
     # Windows can't open a folder
     if os.name == "nt" and Path(path).is_dir():
@@ -197,14 +197,14 @@ def atomic_path(
         tmp.unlink(missing_ok=True)
 
 # %% ../nbs/90_core.ipynb #a432700b
-def write_text(path: str | Path, text: str):
+def write_text(path: str | Path, text: str) -> None:
     "Save text as UTF-8, atomically. Raises `OSError`."
     # as bytes: the same file on every system
     with atomic_path(path) as tmp:
         tmp.write_bytes(text.encode())
 
 
-def write_json(path: str | Path, value: Any, indent: int | None = 2):
+def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
     "Save a JSON value, atomically. Raises `OSError`."
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 

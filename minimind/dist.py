@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rank_and_size', 'PeerLost', 'peer_errors', 'all_gather', 'gather_objects', 'broadcast_object', 'process_group',
-           'main_process_done', 'leave', 'all_reduce_gradients', 'zero_stage', 'sharded_state']
+           'main_process_done', 'leave', 'all_reduce_gradients', 'zero_stage', 'Sharing', 'sharded_state']
 
 # %% ../nbs/14_dist.ipynb #88fab3e1
 import atexit
@@ -12,8 +12,10 @@ import os
 import pickle
 import re
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -33,7 +35,7 @@ class PeerLost(RuntimeError):
 
 
 @contextmanager
-def peer_errors():
+def peer_errors() -> Iterator[None]:
     """A block that exchanges something with the other processes, by whatever library: if one of
     them is gone, that is what is said. Raises `PeerLost`."""
     try:
@@ -49,9 +51,13 @@ def peer_errors():
         raise PeerLost(f"{why} ({(words[0] if words else str(e))[:100]})") from None
 
 # %% ../nbs/14_dist.ipynb #58822b34
+# any type: what comes out is of the type that goes in
+_T = TypeVar("_T")
+
+
 def all_gather(
-    value,  # a number, a list, anything small that can be pickled
-) -> list:  # the values of all processes, in the order of their ranks
+    value: _T,  # a number, a list, anything small that can be pickled
+) -> list[_T]:  # the values of all processes, in the order of their ranks
     "What every process gives; all wait for the last. Raises `PeerLost`."
     out = [value] * rank_and_size()[1]
     if len(out) > 1:
@@ -68,15 +74,19 @@ def _sendable(error):  # not every exception can be pickled; its words can
         return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def gather_objects(
-    make,  # `() -> value` that can be pickled
-) -> list:  # what each process made, in the order of their ranks
-    "What each process makes. If that fails in one, it fails in all, in the same way."
+def _outcome(make):
+    "What `make` gives, or its exception."
     try:
-        mine = make()
+        return make()
     except Exception as error:
-        mine = error if rank_and_size()[1] == 1 else _sendable(error)
-    values = all_gather(mine)
+        return error if rank_and_size()[1] == 1 else _sendable(error)
+
+
+def gather_objects(
+    make: Callable[[], _T],  # its value can be pickled
+) -> list[_T]:  # what each process made, in the order of their ranks
+    "What each process makes. If that fails in one, it fails in all, in the same way."
+    values = all_gather(_outcome(make))
     for value in values:
         if isinstance(value, Exception):
             raise value
@@ -84,10 +94,11 @@ def gather_objects(
 
 
 def broadcast_object(
-    make,  # `() -> value` that can be pickled; called in rank 0 only
-):  # the value, in all processes
+    make: Callable[[], _T],  # its value can be pickled; called in rank 0 only
+) -> _T:  # the value, in all processes
     "What rank 0 makes, for all: made once, the same everywhere. If it fails, it fails in all."
-    return gather_objects(lambda: make() if rank_and_size()[0] == 0 else None)[0]
+    values: list[Any] = gather_objects(lambda: make() if rank_and_size()[0] == 0 else None)
+    return values[0]
 
 # %% ../nbs/14_dist.ipynb #8cfb5eb8
 def _join(device):
@@ -100,7 +111,7 @@ def _join(device):
 
 
 @contextmanager
-def process_group(device: torch.device):  # of this process
+def process_group(device: torch.device) -> Iterator[None]:  # device of this process
     """A block in which this process trains together with the others that `torchrun` has started,
     and only rank 0 prints. The others enter when rank 0 has come to `main_process_done`. The
     script ends with `leave`. Without `torchrun` it does nothing."""
@@ -113,14 +124,14 @@ def process_group(device: torch.device):  # of this process
         yield
 
 
-def main_process_done():
+def main_process_done() -> None:
     """Rank 0 has made what is made of the data: the others, who wait in `process_group`, find it
     on the disk."""
     if rank_and_size()[0] == 0:
         all_gather(None)
 
 
-def leave(code: int):  # exit code
+def leave(code: int) -> NoReturn:  # exit code
     """End a script. If this process trained with others it does so at once: while Python takes
     itself apart, a thread of gloo may abort, and a finished run would count as failed (pytorch
     issue 190489)."""
@@ -140,14 +151,15 @@ def _sum_over_ranks(grads):
 
 
 def all_reduce_gradients(
-    parameters,
+    parameters: Iterable[torch.nn.Parameter],
     bucket: int = 1 << 23,  # numbers that are sent at once
-):
+) -> None:
     """Sum the gradients of all processes, in place: `.grad` is the same everywhere afterwards.
     Where no process has one, there is none."""
     parameters = [p for p in parameters if p.requires_grad]
     absent = set.intersection(*all_gather({i for i, p in enumerate(parameters) if p.grad is None}))
-    waiting, size = [], 0
+    waiting: list[torch.Tensor] = []
+    size = 0
     for p in (p for i, p in enumerate(parameters) if i not in absent):
         if p.grad is None:
             p.grad = torch.zeros_like(p)
@@ -162,7 +174,7 @@ def all_reduce_gradients(
 
 # %% ../nbs/14_dist.ipynb #fa6f7094
 def zero_stage(
-    settings: dict,  # DeepSpeed's own
+    settings: dict[str, Any],  # DeepSpeed's own
 ) -> int:  # 1, 2 or 3
     "The stage of ZeRO that DeepSpeed's settings ask for, 2 if they don't say. Raises `ValueError`."
     stage = settings.get("zero_optimization", {}).get("stage", 2)
@@ -174,7 +186,16 @@ def zero_stage(
     return stage
 
 
-def sharded_state(cfg) -> set:  # `TrainConfig`; a subset of optimizer, gradients, weights
+class Sharing(Protocol):
+    "Anything with these two fields, which say who holds what: in practice a training config."
+
+    @property
+    def parallel(self) -> str: ...
+    @property
+    def deepspeed(self) -> str: ...
+
+
+def sharded_state(cfg: Sharing) -> set[str]:  # some of optimizer, gradients, weights
     "Of what each process holds its share only (the stages of ZeRO, Rajbhandari et al. 2020)."
     stage = 3 if cfg.parallel == "fsdp" else 0
     if cfg.deepspeed:

@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['PREFERENCE_LOSSES', 'PAIR_SAMPLES', 'DPO', 'check_preference', 'dpo_loss', 'pair_row', 'Pair', 'encode_pair',
            'ReadRows', 'read_rows', 'Pairs', 'read_pairs', 'PairBatches', 'pair_logps', 'reference_logps',
-           'cached_reference', 'PairConfig', 'DPOConfig', 'preference_loss', 'measure_pairs', 'read_sides',
-           'heldout_pairs', 'ask_reference', 'evaluation', 'run', 'read_pair_rows']
+           'cached_reference', 'PairConfig', 'WatchedPairs', 'DPOConfig', 'preference_loss', 'measure_pairs',
+           'read_sides', 'heldout_pairs', 'ask_reference', 'evaluation', 'run', 'read_pair_rows']
 
 # %% ../nbs/31_dpo.ipynb #c833ba3e
 import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from .data import Batches, EpochRows, JsonlReader, chat_row, file_sha256
 from .data import in_heldout, map_by_length, pad
 from .evaluate import exact_match
 from .hub import read_tensors, weight_files, write_tensors
+from .log import Shown
 from .losses import add_router_loss, lm_logprobs
 from .model import MiniMind
 from .sft import read_questions
@@ -40,7 +42,7 @@ from .train import NOT_NEGATIVE, option
 PREFERENCE_LOSSES = ("sigmoid", "ipo", "hinge")
 
 
-def check_preference(beta: float, loss_type: str, label_smoothing: float):
+def check_preference(beta: float, loss_type: str, label_smoothing: float) -> None:
     "Raise `ValueError` for settings of the loss that make no sense."
     if not 0 < beta < math.inf:
         raise ValueError(f"beta={beta}: must be positive")
@@ -112,7 +114,7 @@ def _side(row, side):  # "chosen" or "rejected"
 
 def pair_row(
     row: dict,  # `{"chosen": [messages], "rejected": [messages]}`, and `tools` if there are any
-) -> tuple[list, list, list]:  # the chosen and the rejected conversation; tools
+) -> tuple[list, list, list | None]:  # the chosen and the rejected conversation; tools
     "A row of pairs, checked. Raises `ValueError` saying what is wrong with it."
     (chosen, tools), (rejected, other_tools) = _side(row, "chosen"), _side(row, "rejected")
     if chosen[:-1] != rejected[:-1] or tools != other_tools:
@@ -177,7 +179,7 @@ def encode_pair(
 class ReadRows(list):
     "Rows that were read from files, and what was left out on the way to them."
 
-    def __init__(self, rows=(), files=()):
+    def __init__(self, rows: Iterable = (), files: Iterable[str | Path] = ()):
         super().__init__(rows)
         self.files = tuple(map(str, files))
         self.skipped = Counter()  # lines that can't be used, by the reason
@@ -205,14 +207,17 @@ class ReadRows(list):
         return "; ".join([self.describe(), *held, *self.notes(), *left])
 
 # %% ../nbs/31_dpo.ipynb #3e2c30d9
+_Rows = TypeVar("_Rows", bound=ReadRows)
+
+
 def read_rows(
-    rows: ReadRows,  # empty, with the `files` that are to be read
+    rows: _Rows,  # empty, with the `files` that are to be read
     # makes `(text, row)` of a line: what the split goes by, and a tuple with a field `where`; or
     # None, if the line is to be passed over. Raises `ValueError`
-    check,
+    check: Callable[[dict], tuple | None],
     split: str | None = None,  # "train" or "heldout": one side of `in_heldout`; None: all
-    **reader_args,  # as for `JsonlReader`
-) -> ReadRows:  # the same list
+    **reader_args: Any,  # as for `JsonlReader`
+) -> _Rows:  # the same list
     "Fill a list with the rows of its files. Raises `BadLine`."
     for file in rows.files:
         reader = JsonlReader(file, check=check, **reader_args)
@@ -231,24 +236,24 @@ def read_rows(
 class Pairs(ReadRows):
     "A list of `Pair`, and what was left out on the way to it."
 
-    def describe(self):
+    def describe(self) -> str:
         learned = sum(len(p.chosen) + len(p.rejected) for p in self)
         tokens = learned + sum(2 * len(p.prompt) for p in self)
         share = learned / max(tokens, 1)
         return f"{len(self):,} pairs = {tokens:,} tokens, {share:.0%} of them in the answers"
 
-    def notes(self):
+    def notes(self) -> list[str]:
         cut = sum(p.cut for p in self)
         return [f"prompts that lost their beginning: {cut:,}"] if cut else []
 
 
 def read_pairs(
-    files,  # paths of jsonl files of pairs
+    files: Iterable[str | Path],  # jsonl files of pairs
     tokenizer: Tokenizer,
     seq_len: int,  # tokens that a side may have
     split: str | None = None,  # "train" or "heldout": one side of `in_heldout`, by the prompt
     mixed: bool = False,  # may rows be questions with an `answer`? They are passed over then
-    **reader_args,  # as for `JsonlReader`
+    **reader_args: Any,  # as for `JsonlReader`
 ) -> Pairs:
     "Tokenise pairs, once, into memory: two bytes a token. Raises `BadLine`."
 
@@ -285,7 +290,7 @@ class PairBatches(Batches):
     """Batches of whole pairs, the chosen answer first. `at(step)` is a pure function of the seed
     and the step."""
 
-    sequences = 2  # that a row holds
+    sequences: int = 2  # that a row holds
 
     def __init__(
         self,
@@ -310,7 +315,7 @@ class PairBatches(Batches):
         # log-probabilities of the answers under the reference, until we have them
         self.reference = torch.zeros(len(pairs), 2)
 
-    def rows(self, numbers) -> dict[str, torch.Tensor]:  # of pairs, int array
+    def rows(self, numbers: Sequence[int] | np.ndarray) -> dict[str, torch.Tensor]:  # of pairs
         """The tensors of some pairs: `input_ids`, `labels` (the answers only), `segment_ids` (0 is
         filling), each `(P, 2, T)`, and `ref_logps` `(P, 2)`."""
         return {
@@ -318,13 +323,13 @@ class PairBatches(Batches):
             **_pair_tensors([self.pairs[n] for n in numbers], self.pad_id),
         }
 
-    def at(self, step):
+    def at(self, step: int) -> dict[str, torch.Tensor]:
         return self.rows(self.order.at(step))
 
-    def sources(self, step):
+    def sources(self, step: int) -> list[str]:
         return [self.pairs[n].where for n in self.order.at(step)]
 
-    def fingerprint(self):
+    def fingerprint(self) -> dict:
         return {"tokens_per_epoch": self.tokens_per_epoch, "data_sha256": self.sha256}
 
 # %% ../nbs/31_dpo.ipynb #12ce8425
@@ -360,8 +365,8 @@ def reference_logps(
 # %% ../nbs/31_dpo.ipynb #89a3baaa
 def cached_reference(
     file: Path,  # safetensors
-    key,  # JSON-able: all that the numbers depend on
-    compute,  # `() -> (N, 2)`
+    key: object,  # JSON-able: all that the numbers depend on
+    compute: Callable[[], torch.Tensor],  # gives `(N, 2)`
 ) -> torch.Tensor:  # `(N, 2)` float32
     """What `compute` returns, or what the file holds if it was made with the same key. A damaged or
     stale file is made again. Raises `OSError`."""
@@ -403,14 +408,40 @@ class PairConfig(StageConfig):
         "free",
     )
 
+# %% ../nbs/31_dpo.ipynb #08be284a
+@dataclass(frozen=True)
+class WatchedPairs(PairConfig):
+    "What is shown of learning from pairs, and what is said at the end."
+
+    shown: ClassVar[Shown] = {
+        "accuracy": ("accuracy", ".0%"),
+        "margin": ("margin", ".3f"),
+        "heldout_likelier": ("better answer likelier", ".0%"),
+        "exact_match": ("right answers", ".0%"),
+    }
+
+    eval_first: bool = True
+
+    def verdict(self, before: dict[str, float], after: dict[str, float]) -> str | None:
+        "Learning from preferences must at least prefer the better answer more often than not."
+        accuracy = after.get("heldout_accuracy", after.get("accuracy", 1.0))
+        if accuracy >= 0.5:
+            return None
+        return (
+            f"warning: the better answer has gained on the other in only {accuracy:.0%} of pairs.\n"
+            "Are chosen and rejected the wrong way round? Else: more steps, or another --lr."
+        )
+
 # %% ../nbs/31_dpo.ipynb #634defaa
 @dataclass(frozen=True)
-class DPOConfig(PairConfig):
+class DPOConfig(WatchedPairs):
     """Direct preference optimisation: pairs of a better and a worse answer in, a model that prefers
     the better out."""
 
     out: str = "runs/dpo"
-    init: str = option("runs/sft", "model folder to begin from, which is also the reference")
+    init: str = option(
+        "newest:sft", "model folder to begin from, which is also the reference (newest:… see sft)"
+    )
     optimizer: str = "adamw"
     lr: float = 2e-4
     muon_lr: float = 1e-3
@@ -431,7 +462,7 @@ class DPOConfig(PairConfig):
         NOT_NEGATIVE,
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_preference(self.beta, self.loss_type, self.label_smoothing)
 
@@ -509,7 +540,7 @@ def ask_reference(
     model: MiniMind,  # which is still the reference
     sides: dict[str, PairBatches],  # by the name of the file that keeps the answer
     dtype: torch.dtype,  # of the matrix products
-):
+) -> None:
     "Give batches their `reference`: from the run's folder, or from the model."
     weights = [file_sha256(f) for f in weight_files(cfg.init)]
     for name, batches in sides.items():
@@ -526,7 +557,7 @@ def evaluation(
     held: PairBatches | None,
     questions: list,  # from `read_questions`
     dtype: torch.dtype,  # of the matrix products
-):  # `(model) -> dict` of numbers, or None if there is nothing to measure on
+) -> Callable[[MiniMind], dict[str, float]] | None:  # None: there is nothing to measure on
     "What is measured: held-out preferences, and right answers where they are known."
 
     def evaluate(model):
@@ -548,7 +579,7 @@ def run(
 ) -> dict:  # the last numbers
     """Learn from preferences: the reference's log-probabilities once, then pairs; held-out
     preferences, and right answers where they are known."""
-    with work_folder(cfg, dry_run) as folder:
+    with work_folder(cfg, dry_run) as (cfg, folder):
         files, heldout = cfg.files(PAIR_SAMPLES)
         questions = read_questions(cfg, heldout)
         seed_everything(cfg.seed)
@@ -573,7 +604,10 @@ def run(
         return run_stage(cfg, model, tokenizer, batches, loss_fn, evaluate, "dpo", dry_run)
 
 # %% ../nbs/31_dpo.ipynb #89a50b0a
-def read_pair_rows(path, **reading):  # a file; as for `JsonlReader`
+def read_pair_rows(
+    path: str | Path,
+    **reading: Any,  # as for `JsonlReader`
+) -> JsonlReader:
     "The pairs of a file, checked."
     return JsonlReader(path, check=pair_row, **reading)
 
@@ -587,5 +621,7 @@ DPO = Stage(
         60,
         "pairs of a better and a worse answer → a model that prefers the better",
         lambda folder: dict(init=folder["sft"]),
+        pace=0.85,
+        measuring=70,
     ),
 )

@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['text_ids', 'score_windows', 'bits_per_byte', 'xz_bits_per_byte', 'Bigram', 'ngram_bits_per_byte', 'wilson',
            'check_choices', 'choice_logprobs', 'multiple_choice', 'normalise', 'extract_answer', 'is_right',
-           'check_question', 'answers_row', 'answers', 'exact_match', 'measure_files', 'measurement_rows']
+           'check_question', 'answers_row', 'answers', 'exact_match', 'converse', 'check_talk', 'conversation_accuracy',
+           'measure_files', 'measure_conversations', 'measurement_rows']
 
 # %% ../nbs/19_evaluate.ipynb #b50291d6
 import lzma, math, re, unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 import numpy as np
 import torch
 from .core import IGNORE
@@ -68,7 +70,7 @@ def bits_per_byte(
     seq_len: int = 256,  # tokens a window, at least 2
     stride: int | None = None,  # new tokens a window; default half of `seq_len`
     batch_size: int = 16,  # windows at a time
-) -> dict:  # loss (nats/token), perplexity, bits_per_byte, tokens, bytes
+) -> dict[str, float]:  # loss (nats/token), perplexity, bits_per_byte, tokens, bytes
     """How well the model predicts held-out text, per byte of it, so that tokenizers can be
     compared. Every byte counts, end tokens don't. Raises `ValueError` if there is no text."""
     texts, stride, windows = _documents(texts), stride or max(1, seq_len // 2), []
@@ -233,7 +235,7 @@ def multiple_choice(
     as_chat: bool = False,
     batch_size: int = 32,
     per_byte: bool = True,  # divide by the bytes of the choice; False prefers short ones
-) -> dict:  # accuracy, low, high (95 %), chance, n
+) -> dict[str, float]:  # accuracy, low, high (95 %), chance, n
     """Share of items whose right choice is the likeliest. Raises `ValueError` if there are no
     items, or a malformed one."""
     items = list(items)
@@ -321,11 +323,13 @@ def answers(
     max_new_tokens: int = 96,  # a reply
     batch_size: int = 64,  # conversations at a time
     thinking: bool | None = None,  # as in `encode_chat`
+    **sampling: Any,  # as for `generate`; without a word about it: greedy
 ) -> list[str]:
-    "Greedy replies, in the order of the conversations."
+    "Replies, in the order of the conversations."
+    sampling = dict(temperature=0) | sampling
 
     def draw(prompts):
-        return generate(model, prompts, max_new_tokens, temperature=0)
+        return generate(model, prompts, max_new_tokens, **sampling)
 
     how = dict(thinking=thinking, add_generation_prompt=True)
     prompts = [encode_chat(tokenizer, messages, **how)[0] for messages in conversations]
@@ -355,6 +359,75 @@ def exact_match(
     skills = {name: (sum(hits), len(hits)) for name, hits in sorted(skills.items())}
     return dict(accuracy=right / n, low=low, high=high, n=n, skills=skills, replies=replies)
 
+# %% ../nbs/19_evaluate.ipynb #52173999
+def converse(
+    model: MiniMind,
+    tokenizer: Tokenizer,
+    conversations: Sequence[list[dict]],  # lists of messages; replies in them are passed over
+    max_new_tokens: int = 96,  # a reply
+    seed: int | None = None,  # of the first turn; the next one's is one more
+    **sampling: Any,  # as for `generate`; greedy if it says nothing
+) -> list[list[str]]:  # of each conversation a reply to each question
+    "Say the user's part line by line, each after all that was said before, by the model too."
+    scripts = [[m for m in c if m["role"] != "assistant"] for c in conversations]
+    said, replies = [[] for _ in scripts], [[] for _ in scripts]
+    while going := [i for i, script in enumerate(scripts) if script]:
+        for i in going:
+            # what the system says goes with the question after it
+            while scripts[i] and (not said[i] or said[i][-1]["role"] != "user"):
+                said[i].append(scripts[i].pop(0))
+        asked = [said[i] for i in going]
+        drawn = answers(model, tokenizer, asked, max_new_tokens, seed=seed, **sampling)
+        for i, reply in zip(going, drawn):
+            replies[i].append(reply)
+            said[i].append(dict(role="assistant", content=reply))
+        seed = seed if seed is None else seed + 1
+    return replies
+
+# %% ../nbs/19_evaluate.ipynb #e05f4f8c
+def _as_question(answer) -> dict:  # what `answers_row` reads
+    return {"must_contain" if isinstance(answer, list) else "answer": answer}
+
+
+def check_talk(row: dict) -> dict:  # a row of a file of conversations
+    "The row itself. Raises `ValueError` saying what it lacks."
+    messages, wanted = parse_conversation(row, require_reply=False)[0], row.get("answers")
+    asked = sum(m["role"] == "user" for m in messages)
+    if not isinstance(wanted, list) or len(wanted) != asked or not asked:
+        raise ValueError(
+            "a conversation needs a list 'answers', one for each question of the user's "
+            f"({asked}): it is {str(wanted)[:80]}"
+        )
+    for answer in wanted:
+        wordings = answer if isinstance(answer, list) else [answer]
+        if not wordings or not all(map(_is_text, wordings)):
+            raise ValueError(f"an answer is a text or a list of texts, none empty: {answer!r:.80}")
+    return row
+
+# %% ../nbs/19_evaluate.ipynb #78a81f28
+def conversation_accuracy(
+    model: MiniMind,
+    tokenizer: Tokenizer,
+    conversations: Sequence[dict],  # rows: messages, and `answers`, one for each question
+    max_new_tokens: int = 96,  # a reply
+    **sampling: Any,  # as for `converse`
+) -> dict:  # accuracy, low, high (95 %), n (questions), turns [(right, n)], replies [[text]]
+    """Hold the conversations, count the right answers turn by turn. Raises `ValueError` if there
+    are none, or a malformed one."""
+    rows = list(map(check_talk, conversations))
+    if not rows:
+        raise ValueError("there are no conversations to hold")
+    talks = [parse_conversation(row, require_reply=False)[0] for row in rows]
+    replies, turns = converse(model, tokenizer, talks, max_new_tokens, **sampling), []
+    for row, said in zip(rows, replies):
+        for turn, (reply, answer) in enumerate(zip(said, row["answers"])):
+            turns += [[]] * (turn == len(turns))
+            turns[turn] = turns[turn] + [answers_row(reply, _as_question(answer))]
+    right, n = sum(map(sum, turns)), sum(map(len, turns))
+    low, high = wilson(right, n)
+    turns = [(sum(hits), len(hits)) for hits in turns]
+    return dict(accuracy=right / n, low=low, high=high, n=n, turns=turns, replies=replies)
+
 # %% ../nbs/19_evaluate.ipynb #87b63126
 def _rows(file, check):
     return [row for _, row in JsonlReader(file, check=check)]
@@ -366,7 +439,7 @@ def _by_name(files, measure):
     keys = [str(f) if names.count(name) > 1 else name for f, name in zip(files, names)]
     return {key: measure(file) for key, file in zip(keys, files)}
 
-
+# %% ../nbs/19_evaluate.ipynb #97517c83
 def measure_files(
     model: MiniMind,
     tokenizer: Tokenizer,
@@ -396,6 +469,20 @@ def measure_files(
 
     return _by_name(texts, text), _by_name(choices, choice), _by_name(questions, question)
 
+# %% ../nbs/19_evaluate.ipynb #aa7f7e48
+def measure_conversations(
+    model: MiniMind,
+    tokenizer: Tokenizer,
+    files: Sequence[str | Path],  # of conversations
+    **sampling: Any,  # as for `converse`
+) -> dict[str, dict]:  # `{file name: what conversation_accuracy gave}`
+    "`conversation_accuracy` of files. Raises `BadLine` for a row of another form."
+
+    def talk(file):
+        return conversation_accuracy(model, tokenizer, _rows(file, check_talk), **sampling)
+
+    return _by_name(files, talk)
+
 # %% ../nbs/19_evaluate.ipynb #9403d5f5
 def _share(m):
     return f"{m['accuracy']:.1%} of {m['n']:,} (95 %: {m['low']:.1%}…{m['high']:.1%})"
@@ -405,6 +492,7 @@ def measurement_rows(
     texts: dict[str, dict],  # this and the others: what `measure_files` returned
     choices: dict[str, dict],
     questions: dict[str, dict],
+    conversations: dict[str, dict] | None = None,  # what `measure_conversations` returned
 ) -> list[list[str]]:  # rows of a table, the head first
     "The measurements as a table: file, measure, value, and what to see it beside."
     rows = [["file", "measure", "value", "beside"]]
@@ -418,4 +506,7 @@ def measurement_rows(
         rows.append([name, "right answers", _share(m), ""])
         if len(m["skills"]) > 1:
             rows += [["", f"  {k}", f"{r / n:.0%} of {n}", ""] for k, (r, n) in m["skills"].items()]
+    for name, m in (conversations or {}).items():
+        turns = [f"{right}/{n}" for right, n in m["turns"]]
+        rows.append([name, "right in conversation", _share(m), f"by turn {'  '.join(turns)}"])
     return rows

@@ -11,7 +11,7 @@ __all__ = ['SCALES', 'GRPO_LOSSES', 'PER_SEQUENCE', 'CISPO_WEIGHT', 'GRPO', 'SPO
 # %% ../nbs/36_grpo.ipynb #01f8a992
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +20,10 @@ from .core import IGNORE, Stateful
 from .data import pad
 from .losses import add_router_loss
 from .model import MiniMind
-from .ppo import Learner, LearnerBatches, clipped_loss, k3, log_ratios, masked_mean
-from .ppo import open_prompts, run_rl, whiten
-from .rollout import NOTHING, Prompts, RLConfig, rollout_logps, score_together
-from .stage import Stage
+from .ppo import Learner, LearnerBatches, RewardConfig, clipped_loss, k3, log_ratios
+from .ppo import masked_mean, open_prompts, run_rl, whiten
+from .rollout import NOTHING, Prompts, rollout_logps, score_together
+from .stage import Rung, Stage
 from .train import NOT_NEGATIVE, POSITIVE, Bound, one_of, option, refuse
 
 # %% ../nbs/36_grpo.ipynb #4bb511d0
@@ -144,7 +144,7 @@ def grpo_loss(
 
 # %% ../nbs/36_grpo.ipynb #755a96f4
 @dataclass(frozen=True)
-class PolicyConfig(RLConfig):
+class PolicyConfig(RewardConfig):
     "What the stages without a critic can be told besides."
 
     steps: int = 200
@@ -218,7 +218,7 @@ def prepare_groups(
 def grpo_learner(
     policy: MiniMind,
     cfg: GRPOConfig,
-    **parts,  # as for `RolloutMaker`
+    **parts: Any,  # as for `RolloutMaker`
 ) -> Learner:
     "The policy alone, and rollouts in groups."
     prepare = partial(prepare_groups, cfg=cfg)
@@ -245,10 +245,10 @@ class PromptCounts(Stateful):
         value = self.alpha / (self.alpha + self.beta)
         return (value * (1 - value)).sqrt() + floor
 
-    def state_tensors(self):
+    def state_tensors(self) -> dict[str, torch.Tensor]:
         return {"alpha": self.alpha, "beta": self.beta}
 
-    def load_state_tensors(self, tensors):
+    def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         saved, own = len(tensors["alpha"]), len(self.alpha)
         if saved != own:
             raise ValueError(f"the tracker saved here knows {saved} prompts, the data have {own}")
@@ -283,7 +283,7 @@ class PromptTracker(PromptCounts):
         prompts: torch.Tensor,  # `(N,)` int64
         rewards: torch.Tensor,  # `(N,)` in [0, 1]
         drift: torch.Tensor,  # `(N,)`, as for `keep`; the same where a prompt comes twice
-    ):
+    ) -> None:
         "Forget a little, then count the new answers. Raises `ValueError` for one not in [0, 1]."
         rewards = rewards.double()
         if not bool(((rewards >= 0) & (rewards <= 1)).all()):
@@ -336,7 +336,7 @@ class SPOConfig(PolicyConfig):
         Bound(POSITIVE.holds, _FLOOR),
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not self.reward_low < self.reward_high:
             refuse(self, "reward_low", f"must be below reward_high={self.reward_high!r}")
@@ -359,14 +359,14 @@ def _joined(rows):
 class LastAnswers(dict, Stateful):
     "The last `Answer` to each prompt, by the prompt's number."
 
-    def remember(self, rollout: dict):  # of tensors, from a `RolloutMaker`
+    def remember(self, rollout: dict) -> None:  # of tensors, from a `RolloutMaker`
         ends = (rollout["segment_ids"] > 0).sum(1).tolist()
         for row, (prompt, end) in enumerate(zip(rollout["prompt"].tolist(), ends)):
             ids, drawn = rollout["input_ids"][row, :end], rollout["labels"][row, :end] != IGNORE
             logps = rollout["logps"][row, : end - 1][drawn[1:]]
             self[prompt] = Answer(ids.clone(), drawn, logps)
 
-    def state_tensors(self):
+    def state_tensors(self) -> dict[str, torch.Tensor]:
         answers = [self[prompt] for prompt in sorted(self)]
         return {
             "past.prompt": torch.tensor(sorted(self), dtype=torch.int64),
@@ -376,7 +376,7 @@ class LastAnswers(dict, Stateful):
             "past.logps": _joined([a.logps for a in answers]).float(),
         }
 
-    def load_state_tensors(self, tensors):
+    def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         lengths = tensors["past.length"].tolist()
         ids, drawn = tensors["past.ids"].split(lengths), tensors["past.answer"].split(lengths)
         logps = tensors["past.logps"].split([int(d.sum()) for d in drawn])
@@ -455,10 +455,10 @@ class SinglePrompts(Stateful):
             out[seen] = answer_drift(answers, self.policy, self.cfg, self.dtype)
         return out
 
-    def state_tensors(self):
+    def state_tensors(self) -> dict[str, torch.Tensor]:
         return self.tracker.state_tensors() | self.past.state_tensors()
 
-    def load_state_tensors(self, tensors):
+    def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         self.tracker.load_state_tensors(tensors)
         self.past.load_state_tensors(tensors)
 
@@ -468,7 +468,7 @@ def spo_learner(
     cfg: SPOConfig,
     prompts: Prompts,
     dtype: torch.dtype,  # of the matrix products
-    **parts,  # as for `RolloutMaker`
+    **parts: Any,  # as for `RolloutMaker`
 ) -> Learner:
     "The policy alone, and single answers to prompts that the tracker chooses."
     single = SinglePrompts(len(prompts), policy, cfg, dtype)
@@ -487,6 +487,24 @@ def run(
         return run_rl(cfg, "spo", spo_learner, dry_run)
     return run_rl(cfg, "grpo", grpo_learner, dry_run)
 
+# %% ../nbs/36_grpo.ipynb #eb7aa0cc
+def _practise(folder):  # `{stage: folder of its run}`
+    # what the fine-tuned model does neither always nor never: there is something to learn from
+    how = dict(skills=("compare",), prompts=32, lr=2e-4, max_new_tokens=24, eval_rows=100)
+    return dict(init=folder["sft"], log_every=4, **how)
 
-GRPO = Stage("grpo", GRPOConfig, run, reader=open_prompts)
+
+GRPO = Stage(
+    "grpo",
+    GRPOConfig,
+    run,
+    reader=open_prompts,
+    rung=Rung(
+        40,
+        "which number is larger: eight tries each, and the right ones made likelier",
+        _practise,
+        pace=6.0,
+        measuring=8,
+    ),
+)
 SPO = Stage("spo", SPOConfig, run, reader=open_prompts)

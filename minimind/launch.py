@@ -14,13 +14,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import minimind
 from .core import read_json, write_json
 from .log import read_metrics
 from .recipe import Recipe, shell_command, stage_command
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../nbs/53_launch.ipynb #b86df666
 def process_start(
@@ -145,9 +149,9 @@ def curves(
 
 
 def plot_curves(
-    runs: dict,  # `{label: folder}`
-    names=("loss",),  # measures, one picture each
-):  # a matplotlib figure
+    runs: dict[str, str | Path],  # `{label: folder}`
+    names: Sequence[str] = ("loss",),  # measures, one picture each
+) -> "Figure":
     "The curves of runs, in the same picture."
     from matplotlib import pyplot
 
@@ -171,12 +175,12 @@ class LivePicture:
     def __init__(
         self,
         folder: Path,  # of the run
-        names,  # measures, one picture each
+        names: Sequence[str],  # measures, one picture each
     ):
         self.folder, self.names = folder, names
         self.handle, self.drawn = None, 0.0
 
-    def draw(self, every: float = 0.0):  # seconds that must have passed
+    def draw(self, every: float = 0.0) -> None:  # seconds that must have passed
         "Draw it, if the time has come and the run has logged anything yet."
         from IPython.display import display
         from matplotlib import pyplot
@@ -296,8 +300,8 @@ class Launch(RunRecord):
 
     def follow(
         self,
-        show=print,  # what is done with each line
-        picture=None,  # names of measures to draw while it runs, in a notebook
+        show: Callable[[str], Any] = print,  # what is done with each line
+        picture: Sequence[str] | None = None,  # measures to draw while it runs, in a notebook
     ) -> int | None:  # exit code, None if it still runs
         "Show the log live until the run ends. An interrupt ends the looking, not the run."
         live = LivePicture(self.folder, picture) if picture else None
@@ -345,7 +349,7 @@ def run_recipe(
     only: str | None = None,  # one of its stages
     nodes: int = 1,  # machines; the same is called on each
     address: str = "",  # HOST:PORT where they meet
-    show=print,  # what is done with each line of a log
+    show: Callable[[str], Any] = print,  # what is done with each line of a log
 ) -> dict[str, Launch]:
     """Run the stages of a recipe in their order and follow them. An interrupt or SIGTERM is passed
     on, and answered with a checkpoint. Raises `RuntimeError` if a stage fails."""

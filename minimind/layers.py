@@ -48,7 +48,7 @@ def rms_norm(
     x: torch.Tensor,  # activations `(..., D)`
     weight: torch.Tensor,  # one gain per feature `(D,)`
     eps: float = 1e-6,  # added to the mean square, so that a row of zeros stays finite
-):  # `(..., D)`: every row of `x` scaled to root mean square 1, times `weight`
+) -> torch.Tensor:  # `(..., D)`: rows of `x` scaled to root mean square 1, times `weight`
     """Root mean square normalisation (Zhang and Sennrich 2019, eq. 4). Raises `ValueError` if
     `weight` does not fit `x`."""
     D = x.shape[-1]
@@ -74,10 +74,10 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return rms_norm(x, self.weight, self.eps)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{self.weight.numel()}, eps={self.eps}"
 
 # %% ../nbs/05_layers.ipynb #802b5b70
@@ -94,5 +94,5 @@ class SwiGLU(nn.Module):
         self.up_proj = nn.Linear(dim, hidden_dim, bias=False)
         self.down_proj = nn.Linear(hidden_dim, dim, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -12,6 +12,7 @@ __all__ = ['LINEAR_LAYERS', 'WARD_SAMPLES', 'LORA', 'Adapter', 'LoRALinear', 'lo
 import copy
 import re
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
@@ -69,7 +70,7 @@ class Adapter:
     )
     rslora: bool = option(False, "… or by alpha/√r")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.target_modules, str):
             object.__setattr__(self, "target_modules", tuple(self.target_modules or ()))
         check_bounds(self)
@@ -93,7 +94,7 @@ class LoRALinear(nn.Linear):
     """A frozen linear layer with adapters beside it: y = W x + scale · B A x (Hu and others 2021,
     eq. 3)."""
 
-    coarse = False  # is the weight kept in too few bits to add an update to it?
+    coarse: bool = False  # is the weight kept in too few bits to add an update to it?
 
     def __init__(self, linear: nn.Linear):  # whose place it takes
         nn.Module.__init__(self)
@@ -107,7 +108,7 @@ class LoRALinear(nn.Linear):
         self.merged = None  # the name of the one that the weight contains
         self.train(linear.training)
 
-    def add(self, name: str, adapter: Adapter):
+    def add(self, name: str, adapter: Adapter) -> None:
         self.lora_A[name], self.lora_B[name] = _new_matrices(adapter.r, self.full_weight())
         self.adapters[name] = adapter
         self.train(self.training)  # a model that answers stays one that answers
@@ -131,7 +132,7 @@ class LoRALinear(nn.Linear):
         "What an adapter adds to the weight."
         return self.adapters[name].scale * (self.lora_B[name].weight @ self.lora_A[name].weight)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         shown = f"{self.in_features}, {self.out_features}, active={self.active!r}"
         return shown + (f", merged={self.merged!r}" if self.merged else "")
 
@@ -252,7 +253,7 @@ def _adapter_name(model, adapter):  # a name, or None for the active one
 def set_adapter(
     model: nn.Module,
     adapter: str | None,  # its name, or None for the bare base
-):
+) -> None:
     "Choose which adapter is used, and trained. Raises `ValueError`."
     if adapter is not None:
         _adapter_name(model, adapter)
@@ -303,7 +304,7 @@ def apply_lora(
 
 # %% ../nbs/30_lora.ipynb #0e24c93c
 @contextmanager
-def without_adapters(model: nn.Module):  # yields the model
+def without_adapters(model: nn.Module) -> Iterator[nn.Module]:  # the model
     """A block in which the model is its base: the reference to measure a tuned model against,
     without a second copy in memory. Raises `ValueError`."""
     _refuse_merged(model)
@@ -396,7 +397,7 @@ class _Int8Product(torch.autograd.Function):
 class Int8LoRALinear(LoRALinear):
     "A `LoRALinear` that keeps its frozen weight in 8 bits."
 
-    coarse = True
+    coarse: bool = True
 
     def __init__(self, layer: LoRALinear):  # whose place it takes
         super().__init__(layer)
@@ -407,10 +408,10 @@ class Int8LoRALinear(LoRALinear):
         self.register_buffer("weight_scale", scale)
         self.weight = None
 
-    def full_weight(self):
+    def full_weight(self) -> torch.Tensor:
         return self.weight_int8 * self.weight_scale[:, None]
 
-    def base_product(self, x):
+    def base_product(self, x: torch.Tensor) -> torch.Tensor:
         return _Int8Product.apply(x, self.weight_int8, self.weight_scale, self.bias)
 
 
@@ -512,8 +513,8 @@ def load_lora_tensors(
     model: nn.Module,
     tensors: dict[str, torch.Tensor],
     adapter: str | None = None,  # one that is there; None: the active one
-    source="the adapter",  # where the tensors are from, for messages
-):
+    source: str | Path = "the adapter",  # where the tensors are from, for messages
+) -> None:
     """Put matrices by PEFT's names into an adapter, strictly. Raises `ValueError` listing missing,
     unknown and misshapen names."""
     own = lora_tensors(model, adapter)
@@ -526,7 +527,7 @@ class AdapterFolder(RunFolder):
     """What a run that trains an adapter shows the world: a PEFT folder, as `ModelFolder` is one of
     Hugging Face's. The base is not in it."""
 
-    weights = _WEIGHTS
+    weights: str = _WEIGHTS
 
     def __init__(
         self,
@@ -537,13 +538,13 @@ class AdapterFolder(RunFolder):
         self.model, self.base_model = model, base_model
         self.adapter = _adapter_name(model, adapter)
 
-    def tensors(self):
+    def tensors(self) -> dict[str, torch.Tensor]:
         return lora_tensors(self.model, self.adapter)
 
-    def load(self, tensors, source):
+    def load(self, tensors: dict[str, torch.Tensor], source: str | Path) -> None:
         load_lora_tensors(self.model, tensors, self.adapter, source)
 
-    def write(self, path, put_weights):
+    def write(self, path: Path, put_weights: Callable[[Path], None]) -> None:
         base = {"folder": str(self.base_model), "weights_sha256": self.model.base_sha256}
         config = to_peft_config(lora_adapters(self.model)[self.adapter], self.base_model)
         path.mkdir(parents=True, exist_ok=True)
@@ -559,7 +560,7 @@ def save_lora(
     path: str | Path,  # folder, made if need be
     base_model: str | Path = "",  # folder or name of the base model, for PEFT to find it
     adapter: str | None = None,  # its name; None: the active one
-):
+) -> None:
     """Write one adapter as a PEFT folder. Every file is replaced atomically. Raises `OSError`,
     `ValueError`."""
     folder = AdapterFolder(model, base_model, adapter)
@@ -621,7 +622,8 @@ class LoRAConfig(SFTConfig):
     "Fine-tuning by LoRA: conversations in, a small adapter out."
 
     out: str = option("runs/lora", "folder of the run, a PEFT adapter folder")
-    init: str = option("runs/sft", "model folder that the adapter belongs to; it stays as it is")
+    init: str = option("newest:sft", "model folder that the adapter belongs to; it stays as it is")
+    eval_first: bool = True
     r: int = option(8, "rank of the updates")
     alpha: float = option(16.0, "the update is multiplied by alpha/r")
     dropout: float = option(0.0, "share of the adapters' inputs that are zeroed in training")
@@ -635,7 +637,7 @@ class LoRAConfig(SFTConfig):
     epochs: float = 10.0
     lr: float = option(1e-2, "peak learning rate; a larger model wants less, about 5e-4")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.target_modules, str):
             object.__setattr__(self, "target_modules", (self.target_modules,))
@@ -645,6 +647,8 @@ class LoRAConfig(SFTConfig):
                     f"{f.name}={vars(self)[f.name]!r} would have no effect: adapters are trained "
                     "by AdamW in any case"
                 )
+        if self.chat_temperature:
+            refuse(self, "chat_temperature", "no effect: an adapter is sampled as its model says")
         self.adapter  # refuse at once what would be refused later
 
     @property
@@ -685,7 +689,8 @@ def _wear_it(cfg):
 
 def _on_the_ward(folder):  # `{stage: folder of its run}`
     files = [sample(name) for names in WARD_SAMPLES for name in names]
-    return dict(init=folder["sft"], data=files[0], heldout=files[1])
+    asked = "Morning dose 68 mg, evening dose 97 mg. Daily total?"
+    return dict(init=folder["sft"], data=files[0], heldout=files[1], sample_prompt=asked)
 
 
 LORA = Stage(
@@ -694,5 +699,11 @@ LORA = Stage(
     run,
     reader=read_chats,
     closing=_wear_it,
-    rung=Rung(100, "an adapter for one subject; the model itself stays as it is", _on_the_ward),
+    rung=Rung(
+        100,
+        "an adapter for one subject, sums on a hospital ward; the model stays as it is",
+        _on_the_ward,
+        pace=0.85,
+        measuring=25,
+    ),
 )

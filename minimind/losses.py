@@ -7,6 +7,7 @@ __all__ = ['shift', 'nll_inplace_', 'lm_loss', 'router_loss', 'add_router_loss',
            'lm_logprobs']
 
 # %% ../nbs/12_losses.ipynb #9b5b00ee
+from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 from .core import IGNORE, compute_dtype
@@ -117,7 +118,7 @@ def lm_loss(
     head: torch.Tensor | None = None,  # with states: the output matrix `(V, D)`
     chunk: int = 1024,  # positions whose logits exist at once
     reduction: str = "mean",  # "mean" over labelled positions, or "sum"
-    **inputs,  # with a model: what it is called with (`input_ids`, `position_ids`, `segment_ids`)
+    **inputs: Any,  # with a model: its arguments (`input_ids`, `position_ids`, `segment_ids`)
 ) -> torch.Tensor:  # scalar, at least float32
     """Next-token cross-entropy in nats over the labelled positions; logits are made `chunk` rows at
     a time. Raises `ValueError` if a mean has nothing labelled, or on a wrong argument."""
@@ -183,12 +184,13 @@ def add_router_loss(
 def causal_lm_loss(
     model: MiniMind,
     batch: dict[str, torch.Tensor],  # `input_ids`, `labels`, `position_ids`, … each `(B, T)`
-) -> tuple[torch.Tensor, int, dict]:  # loss sum in nats, number of labelled positions, metrics
+) -> tuple[torch.Tensor, int, dict[str, torch.Tensor]]:  # sum in nats, labelled positions, metrics
     """The loss of pretraining and of supervised fine-tuning, in the form that the training loop
     takes: a sum and its weight. With experts it includes the routers' part, and `lm_loss` is logged
     beside it."""
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    weight, routers = int((batch["labels"][:, 1:] != IGNORE).sum()), []
+    inputs: dict[str, Any] = {name: x for name, x in batch.items() if name != "labels"}
+    weight = int((batch["labels"][:, 1:] != IGNORE).sum())
+    routers: list[torch.Tensor] = []
     loss = lm_loss(model, batch["labels"], reduction="sum", routers=routers, **inputs)
     loss, metrics = add_router_loss(loss, {}, model.config, routers, batch, weight, "lm_loss")
     return loss, weight, metrics
@@ -252,7 +254,7 @@ def lm_logprobs(
     head: torch.Tensor | None = None,  # with states: the output matrix `(V, D)`
     temperature: float = 1.0,  # that the logits are divided by
     chunk: int = 1024,  # positions whose logits exist at once
-    **inputs,  # with a model: what it is called with
+    **inputs: Any,  # with a model: what it is called with
 ) -> torch.Tensor:  # `(B, T - 1)`, at least float32: log p(token t + 1 | tokens ≤ t), or 0
     """`token_logprobs` for training: the same numbers and gradients, without logits that exist
     whole. Raises `ValueError` on a wrong argument."""

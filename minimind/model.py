@@ -7,28 +7,36 @@ __all__ = ['PRESETS', 'STRETCHES', 'ModelConfig', 'preset', 'learnable', 'stretc
            'MiniMind', 'num_parameters', 'flops_per_token']
 
 # %% ../nbs/09_model.ipynb #16b2e4d5
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Attention, KVCache, document_mask
+from .attention import Attention, KVCache, Mask, document_mask
 from .layers import RMSNorm, SwiGLU
 from .moe import MoE
+from .plugins import did_you_mean
 from .rope import apply_rope, check_scaling, ntk_theta, rope_tables
 
 # %% ../nbs/09_model.ipynb #873eac3c
 _MAY_BE_ZERO = ("num_experts", "shared_expert_intermediate_size")
+_WHOLE, _NUMBER = (int, int | None), (int, float)
+# the default of a field that is worked out from others and never stays so
+_DERIVED: Any = None
 
 
 def _check_numbers(config):
     "Raises `ValueError` for a size that is no whole number or too small, and for odd coefficients."
     for f in fields(config):
         value = getattr(config, f.name)
+        if f.type is float and not isinstance(value, _NUMBER):
+            raise ValueError(f"{f.name}={value!r} must be a number")
         if f.name.endswith("_coef") and not 0 <= value < 10:
             raise ValueError(f"{f.name}={value!r} must be zero or positive, and below 10")
-        is_size = f.type is int and not f.name.endswith("_id")
+        is_size = f.type in _WHOLE and not f.name.endswith("_id")
         left_open = f.default is None and value is None
         if not is_size or left_open:
             continue
@@ -80,41 +88,41 @@ class ModelConfig:
     num_attention_heads: int  # H, query heads
     num_key_value_heads: int  # Hkv, divides H
     intermediate_size: int  # F, features inside the feed-forward part
-    head_dim: int = None  # Dh; default hidden_size / num_attention_heads
+    head_dim: int = _DERIVED  # Dh; default hidden_size / num_attention_heads
     vocab_size: int = 6400  # V
     max_position_embeddings: int = 32768  # longest position the rotary tables reach
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6  # base of the rotary wavelengths
-    rope_scaling: dict = None  # how RoPE is stretched, see `rope.check_scaling`; None: not at all
+    rope_scaling: dict[str, Any] | None = None  # how RoPE is stretched, see `rope.check_scaling`
     qk_norm: bool = True  # normalise queries and keys per head (Qwen3); False is Llama
     tie_word_embeddings: bool = True  # one matrix for embedding and head
     initializer_range: float = 0.02  # standard deviation of the initial weights
     num_experts: int = 0  # E, feed-forward layers to choose from in each block; 0: a dense model
     num_experts_per_tok: int = 1  # k, of them that a token passes through
-    moe_intermediate_size: int = None  # features inside an expert; default intermediate_size
+    moe_intermediate_size: int | None = None  # inside an expert; default intermediate_size
     shared_expert_intermediate_size: int = 0  # inside the expert that all tokens pass; 0: none
     norm_topk_prob: bool = False  # do a token's k routing weights add up to 1?
     router_aux_loss_coef: float = 0.001  # weight of the load-balance loss, a mean over the layers
     router_z_loss_coef: float = 0.0  # weight of the routers' z-loss, a mean over the layers
-    pad_token_id: int = 0
-    bos_token_id: int = 1
-    eos_token_id: int = 2
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | None = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_numbers(self)
         for name, value in _filled_in(self).items():
             object.__setattr__(self, name, value)
 
     @classmethod
-    def from_dict(cls, d):
+    def from_dict(cls, d: dict[str, Any]) -> "ModelConfig":
         "Build from a dict. Raises `ValueError` naming unknown keys and missing fields."
         return _from_dict(cls, d)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 # %% ../nbs/09_model.ipynb #3e8f46c9
-_LLAMA = dict(qk_norm=False, rms_norm_eps=1e-5)
+_LLAMA: dict[str, Any] = dict(qk_norm=False, rms_norm_eps=1e-5)
 # D, L, H, Hkv, F
 PRESETS = {
     "ci": ModelConfig(192, 4, 6, 2, 512, head_dim=32),
@@ -122,7 +130,7 @@ PRESETS = {
     "minimind2": ModelConfig(768, 16, 8, 2, 2048, **_LLAMA),
     "minimind-3": ModelConfig(768, 8, 8, 4, 2432),
 }
-_TWO_OF_FOUR = dict(
+_TWO_OF_FOUR: dict[str, Any] = dict(
     num_experts=4,
     num_experts_per_tok=2,
     norm_topk_prob=True,
@@ -138,15 +146,16 @@ PRESETS |= {
 # %% ../nbs/09_model.ipynb #9e55c7f8
 def preset(
     name: str,  # a key of `PRESETS`
-    **changes,  # fields to change
-):  # `ModelConfig`
+    **changes: Any,  # fields to change
+) -> ModelConfig:
     "A named configuration. Raises `ValueError` listing the names."
     if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+        hint = did_you_mean(name, PRESETS)
+        raise ValueError(f"no preset {name!r}{hint}; there are {', '.join(PRESETS)}")
     return ModelConfig.from_dict(PRESETS[name].to_dict() | changes)
 
 # %% ../nbs/09_model.ipynb #34134514
-def learnable(config):  # `ModelConfig`
+def learnable(config: ModelConfig) -> ModelConfig:
     """The config itself. Raises `ValueError` for routers that could not learn: a single weight
     divided by itself is always 1, and has no gradient."""
     if config.num_experts > 1 and config.num_experts_per_tok == 1 and config.norm_topk_prob:
@@ -164,8 +173,8 @@ def stretch(
     config: ModelConfig,
     rope_type: str,  # "yarn", "linear" (position interpolation) or "ntk" (a larger base)
     factor: float,  # how many times as long
-    original: int = None,  # positions of its training; default: `max_position_embeddings`
-):  # `ModelConfig` that takes up to `factor * original` positions, and refuses more
+    original: int | None = None,  # positions of its training; None: `max_position_embeddings`
+) -> ModelConfig:  # that takes up to `factor * original` positions, and refuses more
     "A configuration for longer texts (Peng et al. 2023). Raises `ValueError`."
     if rope_type not in STRETCHES:
         raise ValueError(f"rope scaling {rope_type!r}: choose one of {', '.join(STRETCHES)}")
@@ -178,7 +187,7 @@ def stretch(
     scaling = {"rope_type": rope_type, "factor": factor}
     if rope_type == "yarn":
         scaling["original_max_position_embeddings"] = original
-    changes = {"rope_scaling": scaling}
+    changes: dict[str, Any] = {"rope_scaling": scaling}
     if rope_type == "ntk":
         changes = {"rope_theta": ntk_theta(config.head_dim, config.rope_theta, factor)}
     return replace(config, **changes, max_position_embeddings=round(factor * original))
@@ -202,7 +211,7 @@ def _feed_forward(c):
 class Block(nn.Module):
     "One layer: attention and feed-forward, each on a normalised copy and added back (pre-norm)."
 
-    def __init__(self, c):  # `ModelConfig`
+    def __init__(self, c: ModelConfig):
         super().__init__()
         heads = c.num_attention_heads, c.num_key_value_heads, c.head_dim
         self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
@@ -217,10 +226,10 @@ class Block(nn.Module):
         x: torch.Tensor,  # `(B, T, D)`
         cos: torch.Tensor,  # rotary tables at the T positions, see `Attention`
         sin: torch.Tensor,
-        mask=None,  # see `attend`
-        cache: KVCache = None,
+        mask: Mask | None = None,  # see `attend`
+        cache: KVCache | None = None,
         layer: int = 0,  # number of this block in the cache
-    ):  # `(B, T, D)`, and the router's logits `(B, T, E)` or None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # `(B, T, D)`; the router's logits `(B, T, E)`
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, layer)
         out = self.mlp(self.post_attention_layernorm(x))
         out, router_logits = out if isinstance(out, tuple) else (out, None)
@@ -250,10 +259,13 @@ class RotaryTables:
     """Cosines and sines of one model, made when they are first needed, grown by doubling and kept
     per device; no part of the model's state."""
 
-    def __init__(self, config):  # `ModelConfig`
-        self.config, self.kept = config, {}
+    def __init__(self, config: ModelConfig):
+        self.config = config
+        self.kept: dict[torch.device, tuple[torch.Tensor, ...]] = {}
 
-    def __call__(self, length, device):  # cos, sin, each `(at least length, Dh)`
+    def __call__(
+        self, length: int, device: torch.device
+    ) -> tuple[torch.Tensor, ...]:  # cos, sin, each `(at least length, Dh)`
         limit = self.config.max_position_embeddings
         if length > limit:
             raise ValueError(
@@ -265,7 +277,9 @@ class RotaryTables:
             self.kept[device] = _make_tables(self.config, grown, device)
         return self.kept[device]
 
-    def at(self, position_ids, T, past, device):
+    def at(
+        self, position_ids: torch.Tensor | None, T: int, past: int, device: torch.device
+    ) -> tuple[torch.Tensor, ...]:
         "For T tokens: cos, sin at their positions, or, if these are None, counted on from `past`."
         if position_ids is None:
             return tuple(t[past : past + T] for t in self(past + T, device))
@@ -273,7 +287,17 @@ class RotaryTables:
         return tuple(t[position_ids] for t in self(length, device))
 
 # %% ../nbs/09_model.ipynb #7059b7bc
+_WHOLE_DTYPES = (torch.int64, torch.int32)
+
+
 def _check_ids(input_ids):
+    if not isinstance(input_ids, torch.Tensor):
+        raise TypeError(
+            f"input_ids is a {type(input_ids).__name__}; wanted a tensor of token ids, say "
+            "torch.tensor([tokenizer.encode(text)])"
+        )
+    if input_ids.dtype not in _WHOLE_DTYPES:
+        raise TypeError(f"input_ids is of {input_ids.dtype}; token ids are whole numbers (int64)")
     if input_ids.ndim != 2 or not input_ids.numel():
         raise ValueError(
             f"input_ids has shape {tuple(input_ids.shape)}; wanted (batch, tokens), with at least "
@@ -287,11 +311,23 @@ def _mask(T, segment_ids, cache):
         return cache.mask(T, segment_ids)
     return None if segment_ids is None else document_mask(segment_ids)
 
+# %% ../nbs/09_model.ipynb #40f0b901
+def _embed(table, input_ids):  # `nn.Embedding`
+    "The rows of the tokens. Raises `ValueError` for an id that has none."
+    try:
+        return table(input_ids)
+    except IndexError:
+        low, high = map(int, input_ids.aminmax())
+        raise ValueError(
+            f"token id {low if low < 0 else high} is not in 0…{table.num_embeddings - 1}: was the "
+            "text encoded with another tokenizer?"
+        ) from None
+
 # %% ../nbs/09_model.ipynb #45c7678e
 class Backbone(nn.Module):
     "Token ids to final states: embedding, blocks, last norm."
 
-    def __init__(self, c):  # `ModelConfig`
+    def __init__(self, c: ModelConfig):
         super().__init__()
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         self.layers = nn.ModuleList(Block(c) for _ in range(c.num_hidden_layers))
@@ -301,13 +337,20 @@ class Backbone(nn.Module):
         # al. 2016)
         self.gradient_checkpointing = False
 
-    def forward(self, input_ids, position_ids=None, segment_ids=None, cache=None, routers=None):
+    def forward(
+        self,
+        input_ids: torch.Tensor,  # all as in `MiniMind.hidden`
+        position_ids: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+        routers: list[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         _check_ids(input_ids)
         T, past = input_ids.shape[1], 0 if cache is None else cache.length
         cos, sin = self.rotary.at(position_ids, T, past, input_ids.device)
         mask = _mask(T, segment_ids, cache)
         again = self.gradient_checkpointing and cache is None and torch.is_grad_enabled()
-        x = self.embed_tokens(input_ids)
+        x = _embed(self.embed_tokens, input_ids)
         for i, block in enumerate(self.layers):
             if again:
                 x, router_logits = checkpoint(block, x, cos, sin, mask, use_reentrant=False)
@@ -319,41 +362,68 @@ class Backbone(nn.Module):
             cache.advance(T, segment_ids)
         return self.norm(x)
 
+# %% ../nbs/09_model.ipynb #14ef5eb7
+def _config_of(config):
+    "A `ModelConfig`, or the preset of a name. Raises `TypeError` for anything else, `ValueError`."
+    if isinstance(config, str):
+        return preset(config)
+    if not isinstance(config, ModelConfig):
+        raise TypeError(
+            f"a model is made from a ModelConfig or a preset's name, not a {type(config).__name__}"
+            "; ModelConfig.from_dict reads a dict"
+        )
+    return config
+
+
+def _begin(module, std):
+    "Draw the first weights of a layer."
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=std)
+    elif isinstance(module, MoE):
+        module.reset_parameters(std)
+
 # %% ../nbs/09_model.ipynb #976c0365
 class MiniMind(nn.Module):
     "A decoder-only language model (Qwen3 with `qk_norm`, Llama without; Qwen3-MoE with experts)."
 
-    def __init__(self, config):  # `ModelConfig`
-        super().__init__()
-        self.config, self.model = config, Backbone(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.apply(self._init)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
+    # for editors: `model(…)` is `forward` with PyTorch's hooks around it
+    __call__: Callable[..., torch.Tensor]
 
-    def _init(self, module):
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=self.config.initializer_range)
-        elif isinstance(module, MoE):
-            module.reset_parameters(self.config.initializer_range)
+    def __init__(self, config: ModelConfig | str):  # or a preset's name
+        super().__init__()
+        self.config: ModelConfig = _config_of(config)
+        self.model = Backbone(self.config)
+        # how to sample if nothing is said, as in `generation_config.json`
+        self.generation_config: dict[str, Any] = {}
+        self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
+        self.apply(lambda module: _begin(module, self.config.initializer_range))
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
     def hidden(
         self,
         input_ids: torch.Tensor,  # `(B, T)` int64
-        position_ids: torch.Tensor = None,  # `(B, T)` int64; default: counted on from the cache
-        segment_ids: torch.Tensor = None,  # `(B, T)` int64, see `attention_mask`; default: one
-        cache: KVCache = None,  # with the tokens before, extended in place
-        routers: list = None,  # takes each mixture's router logits `(B, T, E)`, layer by layer
-    ):  # `(B, T, D)` final states
-        "What the head reads. Raises `ValueError` past `max_position_embeddings`."
+        position_ids: torch.Tensor | None = None,  # `(B, T)` int64; None: counted on from `cache`
+        segment_ids: torch.Tensor | None = None,  # `(B, T)`, see `attention_mask`; None: all one
+        cache: KVCache | None = None,  # with the tokens before, extended in place
+        routers: list[torch.Tensor] | None = None,  # takes router logits `(B, T, E)` of each layer
+    ) -> torch.Tensor:  # `(B, T, D)` final states
+        """What the head reads. Raises `ValueError` past `max_position_embeddings` and for an id
+        that is not in the vocabulary, `TypeError` for what is no tensor of ids."""
         return self.model(input_ids, position_ids, segment_ids, cache, routers)
 
-    def forward(self, input_ids, position_ids=None, segment_ids=None, cache=None):
-        "Logits `(B, T, V)` of the token after each position; arguments as in `hidden`."
+    def forward(
+        self,
+        input_ids: torch.Tensor,  # all as in `hidden`
+        position_ids: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> torch.Tensor:  # `(B, T, V)`
+        "Logits of the token after each position."
         return self.lm_head(self.hidden(input_ids, position_ids, segment_ids, cache))
 
-    def new_cache(self, batch_size, max_len):
-        "An empty `KVCache` for `batch_size` rows of up to `max_len` tokens."
+    def new_cache(self, batch_size: int, max_len: int) -> KVCache:
+        "An empty cache for `batch_size` rows of up to `max_len` tokens."
         c, w = self.config, self.model.embed_tokens.weight
         heads = c.num_key_value_heads, c.head_dim
         return KVCache(c.num_hidden_layers, batch_size, max_len, *heads, w.dtype, w.device)
@@ -374,7 +444,7 @@ def _block_parameters(c, experts):
 def num_parameters(
     config: ModelConfig,
     active: bool = False,  # only those that one token passes through
-):
+) -> int:
     "Parameters of the model, a tied head counted once: the formula, so that nothing need be built."
     c = config
     block = _block_parameters(c, c.num_experts_per_tok if active else c.num_experts)
@@ -385,7 +455,7 @@ def num_parameters(
 def flops_per_token(
     config: ModelConfig,
     seq_len: int,  # tokens that attention looks over
-):  # floating-point operations of forward + backward for a token
+) -> int:  # floating-point operations of forward + backward for a token
     """6 per weight that multiplies the token (of experts, those it passes through), plus
     attention's 12·L·H·Dh·T/2 (PaLM, appendix B, halved for the causal mask)."""
     c = config

@@ -7,6 +7,8 @@ __all__ = ['route', 'dispatch_naive', 'sort_by_expert', 'dispatch_sorted', 'disp
            'load_balance_loss', 'z_loss']
 
 # %% ../nbs/08_moe.ipynb #5d093012
+from typing import Any
+
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -32,9 +34,10 @@ def route(
     logits: torch.Tensor,  # router's scores `(..., E)`
     top_k: int,  # experts per token, k
     normalize: bool = False,  # divide a token's k weights by their sum; see below for `top_k=1`
-):  # weights `(N, k)`, experts `(N, k)` int64, likeliest first; probabilities `(N, E)`
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Choose each token's `top_k` experts by a softmax over all of them (Shazeer et al. 2017; order
-    of softmax and top-k as in Switch), in at least float32. Raises `ValueError` if `top_k` does not
+    of softmax and top-k as in Switch), in at least float32: weights `(N, k)`, experts `(N, k)`
+    int64, likeliest first, and probabilities `(N, E)`. Raises `ValueError` if `top_k` does not
     fit."""
     _check_top_k(top_k, logits.shape[-1])
     logits = logits.reshape(-1, logits.shape[-1])
@@ -51,12 +54,12 @@ def dispatch_naive(
     experts: torch.Tensor,  # the expert that each weight belongs to `(N, k)`, int64
     gate_up: torch.Tensor,  # `(E, 2F, D)`: each expert's gate matrix above its up matrix
     down: torch.Tensor,  # `(E, D, F)`
-):  # `(N, D)`
+) -> torch.Tensor:  # `(N, D)`
     """Each token through its experts, one at a time: the definition, and the quickest way for a
     single token."""
     outputs = []
     for token, token_weights, chosen in zip(x, weights, experts.tolist()):
-        y = 0
+        y = torch.zeros_like(token)
         for weight, e in zip(token_weights, chosen):
             gate, up = (gate_up[e] @ token).chunk(2)
             y = y + weight * (down[e] @ (F.silu(gate) * up))
@@ -67,9 +70,10 @@ def dispatch_naive(
 def sort_by_expert(
     experts: torch.Tensor,  # `(N, k)` int64
     num_experts: int,  # E
-):  # order `(N·k,)`, inverse `(N·k,)`, ends `(E,)`, int64
-    """Sort the assignments by expert. Place `i` holds assignment `order[i]`, assignment `a` lies at
-    place `inverse[a]`, expert `e`'s places end before `ends[e]`."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # `(N·k,)`, `(N·k,)`, `(E,)`, int64
+    """Sort the assignments by expert: `order`, `inverse`, `ends`. Place `i` holds assignment
+    `order[i]`, assignment `a` lies at place `inverse[a]`, expert `e`'s places end before
+    `ends[e]`."""
     # stable: an expert sees its tokens in reading order, whatever the device
     in_order, order = experts.flatten().sort(stable=True)
     inverse = torch.empty_like(order)
@@ -149,7 +153,13 @@ class _SortedExperts(torch.autograd.Function):
         return grad_x, grad_weights, grad_gate_up, grad_down, None, None, None
 
 # %% ../nbs/08_moe.ipynb #0002f7ca
-def dispatch_sorted(x, weights, experts, gate_up, down):  # all as in `dispatch_naive`
+def dispatch_sorted(
+    x: torch.Tensor,  # all as in `dispatch_naive`
+    weights: torch.Tensor,
+    experts: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+) -> torch.Tensor:
     """`dispatch_naive` with one product per expert and matrix: for the CPU, and wherever there is
     no grouped product."""
     dtype = compute_dtype(x)
@@ -161,7 +171,7 @@ def dispatch_sorted(x, weights, experts, gate_up, down):  # all as in `dispatch_
 # %% ../nbs/08_moe.ipynb #001d738e
 # public in new versions of torch, private in older ones, absent in the oldest
 _grouped_is_public = hasattr(F, "grouped_mm")
-_grouped_mm = F.grouped_mm if _grouped_is_public else getattr(torch, "_grouped_mm", None)
+_grouped_mm: Any = F.grouped_mm if _grouped_is_public else getattr(torch, "_grouped_mm", None)
 
 
 def _can_group(x, gate_up, down):
@@ -174,7 +184,13 @@ def _can_group(x, gate_up, down):
     return x.shape[1] % 8 == down.shape[2] % 8 == 0
 
 # %% ../nbs/08_moe.ipynb #ca74b62b
-def dispatch_grouped(x, weights, experts, gate_up, down):  # all as in `dispatch_naive`
+def dispatch_grouped(
+    x: torch.Tensor,  # all as in `dispatch_naive`
+    weights: torch.Tensor,
+    experts: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+) -> torch.Tensor:
     """`dispatch_naive` by grouped matrix products: for CUDA in bfloat16, without waiting for the
     device."""
     (N, D), k, dtype = x.shape, weights.shape[1], compute_dtype(x)
@@ -202,11 +218,16 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * hidden_dim, dim))
         self.down_proj = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
 
-    def forward(self, x, weights, experts):  # as in `dispatch_naive`
+    def forward(
+        self,
+        x: torch.Tensor,  # these as in `dispatch_naive`
+        weights: torch.Tensor,
+        experts: torch.Tensor,
+    ) -> torch.Tensor:
         dispatch = _choose_dispatch(x, self.gate_up_proj, self.down_proj)
         return dispatch(x, weights, experts, self.gate_up_proj, self.down_proj)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         gate_up, down = tuple(self.gate_up_proj.shape), tuple(self.down_proj.shape)
         return f"gate_up_proj={gate_up}, down_proj={down}"
 
@@ -245,20 +266,23 @@ class MoE(nn.Module):
         self.shared_expert = SwiGLU(dim, shared_dim) if shared_dim else None
         self.reset_parameters(init_std)
 
-    def reset_parameters(self, std):
+    def reset_parameters(self, std: float) -> None:  # standard deviation
         """Draw the experts' matrices anew. The router and the shared expert are `nn.Linear`s, which
         a model initialises by their type."""
         for p in self.experts.parameters():
             nn.init.normal_(p, std=std)
 
-    def forward(self, x):  # `(B, T, D)` → output `(B, T, D)`, the router's logits `(B, T, E)`
+    def forward(
+        self,
+        x: torch.Tensor,  # `(B, T, D)`
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # output `(B, T, D)`, the router's logits `(B, T, E)`
         with torch.autocast(x.device.type, enabled=False):
             logits = self.gate(x.to(self.gate.weight.dtype))
         weights, experts, _ = route(logits, self.top_k, self.normalize)
         y = self.experts(x.flatten(0, -2), weights, experts).view(x.shape)
         return (y if self.shared_expert is None else y + self.shared_expert(x)), logits
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"top_k={self.top_k}, normalize={self.normalize}"
 
 # %% ../nbs/08_moe.ipynb #0e77d708
@@ -280,8 +304,8 @@ def _hits(experts, num_experts):
 def expert_load(
     experts: torch.Tensor,  # `(N, k)` int64
     num_experts: int,  # E
-    keep: torch.Tensor = None,  # bool `(N,)`, False for padding, which does not count; None: all do
-):  # `(E,)`: each expert's share of the assignments, sum 1
+    keep: torch.Tensor | None = None,  # bool `(N,)`, False for padding, not counted; None: all are
+) -> torch.Tensor:  # `(E,)`: each expert's share of the assignments, sum 1
     "How the work is spread over the experts; even is 1/E each."
     return _mean(_hits(experts, num_experts), keep) / experts.shape[1]
 
@@ -289,8 +313,8 @@ def expert_load(
 def load_balance_loss(
     probs: torch.Tensor,  # probabilities `(N, E)` from `route`; several layers: concatenated over N
     experts: torch.Tensor,  # `(N, k)` int64
-    keep: torch.Tensor = None,  # bool `(N,)`, False for padding, which does not count; None: all do
-):  # scalar: `k` when balanced, up to `E` when collapsed
+    keep: torch.Tensor | None = None,  # bool `(N,)`, False for padding, not counted; None: all are
+) -> torch.Tensor:  # scalar: `k` when balanced, up to `E` when collapsed
     """Pressure towards even shares (Switch Transformer, Fedus et al. 2021, eq. 4, without its
     coefficient; as transformers computes it)."""
     E = probs.shape[-1]
@@ -299,8 +323,8 @@ def load_balance_loss(
 # %% ../nbs/08_moe.ipynb #926da0f6
 def z_loss(
     logits: torch.Tensor,  # router's scores `(..., E)`
-    keep: torch.Tensor = None,  # N bools, False for padding, which does not count; None: all do
-):  # scalar
+    keep: torch.Tensor | None = None,  # N bools, False for padding, not counted; None: all are
+) -> torch.Tensor:  # scalar
     """Mean of the squared log-sum-exp of the logits, which keeps them small (ST-MoE, Zoph et al.
     2022, eq. 5, without its coefficient)."""
     logits = logits.reshape(-1, logits.shape[-1])

@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 import torch
 from .core import Stateful, get_dtype
 
@@ -30,7 +31,8 @@ def _round(X: torch.Tensor) -> torch.Tensor:  # aX + (bA + cA²)X
 # %% ../nbs/13_optim.ipynb #ee3d7726
 def _rounds_on_gram(X: torch.Tensor, rounds: int) -> torch.Tensor:
     "The same as so many calls of `_round`, but for rounding; the long side is met once."
-    a, A, Q = NS_COEFFICIENTS[0], X @ X.mT, None
+    a, A = NS_COEFFICIENTS[0], X @ X.mT
+    Q: torch.Tensor | None = None
     for left in reversed(range(rounds)):
         # a round multiplies X by aI + B, and so Q, the product of all rounds so far
         B = _factor(A)
@@ -43,7 +45,7 @@ def _rounds_on_gram(X: torch.Tensor, rounds: int) -> torch.Tensor:
         if left:
             A = torch.baddbmm(A, B, A, beta=a)
             A = torch.baddbmm(A, B, A, beta=a)
-    return Q @ X
+    return X if Q is None else Q @ X
 
 # %% ../nbs/13_optim.ipynb #04e46535
 def newton_schulz(
@@ -78,7 +80,7 @@ def _step_together(
     weight_decay: float,
 ):
     "Muon's step for matrices of the same shape."
-    grads = [p.grad for p in params]
+    grads = [p.grad for p in params if p.grad is not None]
     torch._foreach_lerp_(buffers, grads, 1 - momentum)
     # Nesterov: look one step ahead
     updates = orthogonal(torch.stack(torch._foreach_lerp(grads, buffers, momentum)))
@@ -135,7 +137,7 @@ class Muon(torch.optim.Optimizer):
         return newton_schulz(updates, group["ns_steps"], dtype=dtype)
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:
         for group in self.param_groups:
             settings = {name: group[name] for name in ("lr", "momentum", "weight_decay")}
             for (*_, n, m), params in _by_shape(group["params"], self.shape).items():
@@ -166,6 +168,7 @@ def parameter_groups(
 ) -> dict[str, dict[str, torch.nn.Parameter]]:
     """Named parameters by the treatment they need: hidden `matrices` (and stacks of them); `tables`
     (embedding, head, router, adapters); `vectors` (norm scales)."""
+    groups: dict[str, dict[str, torch.nn.Parameter]]
     groups = {"matrices": {}, "tables": {}, "vectors": {}}
     for name, p in model.named_parameters():
         if p.requires_grad:
@@ -215,18 +218,18 @@ class Optimizers(Stateful):
             g["base_lr"] = g["lr"]
 
     @property
-    def groups(self) -> list[dict]:  # PyTorch's groups of parameters
+    def groups(self) -> list[dict[str, Any]]:  # PyTorch's groups of parameters
         return [g for o in self.optimizers for g in o.param_groups]
 
-    def set_lr(self, factor: float):  # of the base learning rate of every group
+    def set_lr(self, factor: float) -> None:  # of the base learning rate of every group
         for g in self.groups:
             g["lr"] = g["base_lr"] * factor
 
-    def step(self):
+    def step(self) -> None:
         for o in self.optimizers:
             o.step()
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         for o in self.optimizers:
             o.zero_grad(set_to_none=True)
 
@@ -235,7 +238,7 @@ class Optimizers(Stateful):
         states = [item for o in self.optimizers for item in o.state.items()]
         return {f"{self.names[p]}/{k}": v for p, state in states for k, v in state.items()}
 
-    def load_state_tensors(self, tensors: dict[str, torch.Tensor]):
+    def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         """Put a saved state back, in place of what there is. Raises `ValueError` on a state of
         another model or of another optimiser; nothing is changed then."""
         home = _homes(self.optimizers, self.names)
@@ -262,7 +265,7 @@ def build_optimizer(
     if optimizer not in ("muon", "adamw"):
         raise ValueError(f"optimizer={optimizer!r}: choose muon or adamw")
     groups = parameter_groups(model)
-    names = {p: name for g in groups.values() for name, p in g.items()}
+    names: dict[torch.Tensor, str] = {p: name for g in groups.values() for name, p in g.items()}
     if not names:
         raise ValueError("no parameter requires a gradient: nothing to train")
     matrices, tables, vectors = (list(g.values()) for g in groups.values())
@@ -273,7 +276,7 @@ def build_optimizer(
         for params, decay in ((decayed, weight_decay), (vectors, 0.0))
         if params
     ]
-    optimizers = []
+    optimizers: list[torch.optim.Optimizer] = []
     if by_muon:
         optimizers.append(muon(by_muon, lr=muon_lr, weight_decay=weight_decay))
     if by_adamw:

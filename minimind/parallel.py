@@ -12,8 +12,12 @@ __all__ = ['OUR_FLAGS', 'SMALL_BUCKETS', 'ZERO_STAGES', 'MOMENTS', 'LossModule',
 # %% ../nbs/50_parallel.ipynb #25bdce18
 import math
 import os
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,18 +27,22 @@ from .core import Stateful, read_json
 from .dist import rank_and_size, zero_stage
 from .model import Block
 from .optim import Muon, Optimizers, build_optimizer
-from .train import Strategy
+from .train import LossFunction, Strategy, TrainConfig
 
 # %% ../nbs/50_parallel.ipynb #268d3e8b
 class LossModule(nn.Module):
     """A model and the loss that is asked of it as one module: all that happens in its `forward`
     happens while the weights are there."""
 
-    def __init__(self, model):
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, loss_fn, batch):
+    def forward(
+        self,
+        loss_fn: LossFunction,
+        batch: dict[str, torch.Tensor],
+    ) -> tuple[torch.Tensor, float, dict]:  # loss sum, weight, metrics
         return loss_fn(self.model, batch)
 
 # %% ../nbs/50_parallel.ipynb #48ccedf6
@@ -67,17 +75,17 @@ class ShardedMuon(Muon):
 
     def __init__(
         self,
-        params,  # the shares
-        shapes: dict,  # `{share: shape of the whole}`
-        **options,  # of `Muon`
-    ):
+        params: Iterable[torch.Tensor],  # the shares
+        shapes: dict[torch.Tensor, torch.Size],  # of the whole, by its share
+        **options: Any,  # of `Muon`
+    ) -> None:
         super().__init__(params, **options)
         self.shapes = shapes
 
-    def shape(self, p):
+    def shape(self, p: torch.Tensor) -> torch.Size:
         return self.shapes[p]
 
-    def orthogonal(self, updates, rows, group):
+    def orthogonal(self, updates: torch.Tensor, rows: int, group: dict[str, Any]) -> torch.Tensor:
         # `(n, own experts, rows, m)`, and a process may have none
         if updates.ndim > 3:
             return super().orthogonal(updates, rows, group) if updates.numel() else updates
@@ -88,24 +96,25 @@ class ShardedMuon(Muon):
 class ShardedOptimizers(Optimizers):
     "Optimisers of shares. The state they give is that of the shares; the one they take is whole."
 
-    def load_state_tensors(self, tensors):
+    def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         super().load_state_tensors({k: local_rows(v) if v.ndim else v for k, v in tensors.items()})
 
 
-class Named:
+class Named(nn.Module):
     "Parameters under names, where a model is expected."
 
-    def __init__(self, parameters: dict):
-        self.parameters = parameters
+    def __init__(self, named: dict[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.named = named
 
-    def named_parameters(self):
-        return self.parameters.items()
+    def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        return iter(self.named.items())
 
 
 def sharded_optimizers(
-    shares: dict,  # `{name: this process's rows of a parameter}`
-    shapes: dict,  # `{name: shape of the whole}`
-    cfg,  # `TrainConfig`
+    shares: dict[str, nn.Parameter],  # this process's rows of each parameter
+    shapes: dict[str, torch.Size],  # of the whole
+    cfg: TrainConfig,
 ) -> ShardedOptimizers:
     "The optimizers that the config asks for, of shares."
     muon = partial(ShardedMuon, shapes={share: shapes[name] for name, share in shares.items()})
@@ -114,7 +123,9 @@ def sharded_optimizers(
     return ShardedOptimizers(plain.optimizers, plain.names)
 
 # %% ../nbs/50_parallel.ipynb #73eee7e6
-def shard_model(model) -> list[nn.Module]:  # its blocks; last a `LossModule`, to be called
+def shard_model(
+    model: nn.Module,
+) -> list[nn.Module]:  # its blocks; last a `LossModule`, to be called
     "Cut each parameter into shares of rows. Returns the modules that are gathered as one."
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -132,11 +143,11 @@ def shard_model(model) -> list[nn.Module]:  # its blocks; last a `LossModule`, t
 class ShardedModel:
     "A model of which each process keeps some rows of every weight; all of them when asked."
 
-    def __init__(self, model):
+    def __init__(self, model: nn.Module) -> None:
         self.units, self.gathered = shard_model(model), False
         self.root = self.units[-1]
 
-    def gather(self) -> dict:  # `{name: share}`, whose place the whole weights take
+    def gather(self) -> dict[str, nn.Parameter]:  # shares, whose place the whole weights take
         # else the first layer that is asked would take itself for the root
         self.root._get_fsdp_state()._lazy_init()
         shares = dict(self.root.named_parameters())
@@ -147,18 +158,18 @@ class ShardedModel:
         return shares
 
     @torch.no_grad()
-    def keep_own_rows(self, shares: dict):  # from `gather`
+    def keep_own_rows(self, shares: dict[str, nn.Parameter]) -> None:  # from `gather`
         for name, whole in self.root.named_parameters():
             shares[name].to_local().copy_(local_rows(whole))
 
-    def reshard(self):
+    def reshard(self) -> None:
         self.gathered = False
         for unit in self.units:
             unit.reshard()
             unit.set_reshard_after_forward(unit is not self.root, recurse=False)
 
     @contextmanager
-    def unsharded(self, write: bool = False):
+    def unsharded(self, write: bool = False) -> Iterator[None]:
         "As `Strategy.unsharded`; such blocks may stand in each other."
         if self.gathered:
             yield
@@ -173,7 +184,7 @@ class ShardedModel:
 
 # %% ../nbs/50_parallel.ipynb #f2352f6a
 def norm_of_shares(
-    grads: list,  # tensors, this process's shares
+    grads: list[torch.Tensor],  # this process's shares
 ) -> float:
     "The norm of a gradient of which each process has a share. All processes must ask."
     square = torch.stack([g.double().square().sum() for g in grads]).sum()
@@ -188,7 +199,7 @@ class FSDP(Strategy):
 
     lockstep = sharded = True
 
-    def __init__(self, model, cfg):  # on its device; `TrainConfig`
+    def __init__(self, model: nn.Module, cfg: TrainConfig) -> None:  # on its device
         self.check(cfg)
         shapes = {name: p.shape for name, p in model.named_parameters()}
         self.sharded_model = ShardedModel(model)
@@ -198,25 +209,25 @@ class FSDP(Strategy):
         super().__init__(model, sharded_optimizers(self.shares, shapes, cfg))
 
     @classmethod
-    def build(cls, model, cfg):
+    def build(cls, model: nn.Module, cfg: TrainConfig) -> "FSDP":
         return cls(model, cfg)
 
     @classmethod
-    def check(cls, cfg):
+    def check(cls, cfg: TrainConfig) -> None:
         "Raises `RuntimeError` before PyTorch 2.8, which can only average gradients, not add them."
         if torch.__version__ < (2, 8):
             needs = f"--parallel fsdp needs a newer PyTorch than {torch.__version__}"
             raise RuntimeError(f"{needs}: pip install -U torch")
 
-    def forward(self, loss_fn, batch):
+    def forward(self, loss_fn: LossFunction, batch: dict[str, torch.Tensor]) -> tuple:
         return self.sharded_model.root(loss_fn, batch)
 
-    def average(self, denominator, known):
+    def average(self, denominator: float, known: bool) -> None:
         for name, p in self.trained.items():
             self.shares[name].grad = None if p.grad is None else p.grad.to_local().div_(denominator)
             p.grad = None
 
-    def update(self, clip, move):
+    def update(self, clip: float, move: bool) -> float:
         grads = [p.grad for p in self.shares.values() if p.grad is not None]
         norm = norm_of_shares(grads)
         if clip:
@@ -226,7 +237,7 @@ class FSDP(Strategy):
         self.optimizers.zero_grad()
         return norm
 
-    def unsharded(self, write=False):
+    def unsharded(self, write: bool = False) -> AbstractContextManager[None]:
         return self.sharded_model.unsharded(write)
 
 # %% ../nbs/50_parallel.ipynb #3fc8f0b2
@@ -244,10 +255,10 @@ OUR_FLAGS = {
 
 
 def check_deepspeed(
-    settings: dict,  # DeepSpeed's own
-    path,  # the file that they are from
-    cfg,  # `TrainConfig`
-):
+    settings: dict[str, Any],  # DeepSpeed's own
+    path: str | Path,  # the file that they are from
+    cfg: TrainConfig,
+) -> None:
     "Raise `ValueError` for a setting that a flag of ours makes, and for what is not possible here."
     if ours := [name for name in OUR_FLAGS if name in settings]:
         why = f"{path}: {ours[0]} is set by {OUR_FLAGS[ours[0]]}; take it out of the file"
@@ -271,11 +282,16 @@ SMALL_BUCKETS = {"reduce_bucket_size": 10_000_000, "stage3_prefetch_bucket_size"
 
 
 def deepspeed_settings(
-    path,  # json file
-    cfg,  # `TrainConfig`
-) -> dict:
+    path: str | Path,  # json file
+    cfg: TrainConfig,
+) -> dict[str, Any]:
     """DeepSpeed's settings from a file, with ours added. Raises `FileNotFoundError`, or
     `ValueError` for a setting that a flag of ours makes, and for what DeepSpeed can't do here."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"deepspeed={str(path)!r}: there is no such file; recipes/zero1.json, zero2.json and "
+            "zero3.json of the repository are ones to begin with"
+        )
     settings = read_json(path)
     check_deepspeed(settings, path, cfg)
     given = settings.get("zero_optimization", {})
@@ -291,24 +307,29 @@ def deepspeed_settings(
 class ReplicatedWeights:
     "What a DeepSpeed engine is asked for in stages 1 and 2, where each process has all weights."
 
-    def __init__(self, model, engine):
+    def __init__(self, model: nn.Module, engine: Any) -> None:  # DeepSpeed's
         self.model, self.zero = model, engine.optimizer
 
-    def flat_pieces(self) -> list:
+    def flat_pieces(self) -> list[torch.Tensor]:
         "The weights that this process moves."
         return [flat for group in self.zero.optimizer.param_groups for flat in group["params"]]
 
-    def link_moments(self):
+    def link_moments(self) -> None:
         "Let the engine know the moments of all pieces, and not only of those that it has moved."
         self.zero._lazy_init_hp_params_optimizer_state()
 
-    def set_moment(self, p, name: str, whole: torch.Tensor):  # parameter, its moment, the value
+    def set_moment(
+        self,
+        p: nn.Parameter,
+        name: str,  # of the moment
+        whole: torch.Tensor,  # its value, of the shape of the parameter
+    ) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state
 
         safe_set_full_optimizer_state(p, whole, name)
 
     @contextmanager
-    def unsharded(self, write: bool):
+    def unsharded(self, write: bool) -> Iterator[None]:
         "As `Strategy.unsharded`."
         yield
         if write:
@@ -316,7 +337,7 @@ class ReplicatedWeights:
 
 # %% ../nbs/50_parallel.ipynb #0abc9007
 def local_piece(
-    p,  # parameter of a model in ZeRO stage 3
+    p: nn.Parameter,  # of a model in ZeRO stage 3
     x: torch.Tensor,  # whole, of its shape
 ) -> torch.Tensor:  # flat
     "The piece of a tensor that belongs to this process, as ZeRO's stage 3 cuts them."
@@ -329,20 +350,20 @@ def local_piece(
 class ShardedWeights(ReplicatedWeights):
     "The same in stage 3, where each process has a share of the weights."
 
-    def flat_pieces(self):
+    def flat_pieces(self) -> list[torch.Tensor]:
         # the optimizer's groups have them only while it steps
         return self.zero.fp32_partitioned_groups_flat
 
-    def link_moments(self):
+    def link_moments(self) -> None:
         "Nothing to do: this stage looks for moments when it is asked for them."
 
-    def set_moment(self, p, name, whole):
+    def set_moment(self, p: nn.Parameter, name: str, whole: torch.Tensor) -> None:
         from deepspeed.utils import safe_set_local_optimizer_state
 
         safe_set_local_optimizer_state(p, local_piece(p, whole), name)
 
     @contextmanager
-    def unsharded(self, write):
+    def unsharded(self, write: bool) -> Iterator[None]:
         import deepspeed
 
         parameters, layers = list(self.model.parameters()), self.zero.parameter_offload
@@ -357,7 +378,7 @@ class ShardedWeights(ReplicatedWeights):
             finally:
                 layers.setup_zero_stage3_hooks()
 
-    def keep_own_pieces(self, parameters):
+    def keep_own_pieces(self, parameters: list[nn.Parameter]) -> None:
         "The engine steps from copies of its own, which would bring the old weights back."
         from deepspeed.utils import safe_set_local_fp32_param
 
@@ -373,8 +394,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # PyTorch's names of AdamW's two running me
 
 def add_moments(
     adamw: torch.optim.AdamW,
-    flat_pieces: list,  # of the weights
-):
+    flat_pieces: list[torch.Tensor],  # of the weights
+) -> None:
     "Give AdamW the state in which it is before its first step."
     fused = adamw.param_groups[0]["fused"]
     for flat in flat_pieces:
@@ -387,7 +408,7 @@ class DeepSpeedOptimizer(Stateful):
     """The optimizer of a DeepSpeed engine, with the names and the state files of ours: AdamW's
     moments, put together from all processes."""
 
-    def __init__(self, plain: Optimizers, weights: ReplicatedWeights):
+    def __init__(self, plain: Optimizers, weights: ReplicatedWeights) -> None:
         # the engine was given `plain`, one AdamW, which now moves flat pieces
         [adamw] = plain.optimizers
         add_moments(adamw, weights.flat_pieces())
@@ -396,10 +417,10 @@ class DeepSpeedOptimizer(Stateful):
         parameters = weights.model.named_parameters()
         self.trained = {name: p for name, p in parameters if p.requires_grad}
 
-    def set_lr(self, factor: float):  # of the base learning rate
+    def set_lr(self, factor: float) -> None:  # of the base learning rate
         self.plain.set_lr(factor)
 
-    def state_tensors(self):
+    def state_tensors(self) -> dict[str, torch.Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         step, out = next(iter(self.states.values()))["step"].detach().cpu(), {}
@@ -408,7 +429,7 @@ class DeepSpeedOptimizer(Stateful):
             out |= {k: m.cpu() for k, m in moments.items()} | {f"{name}/step": step.clone()}
         return out
 
-    def load_state_tensors(self, tensors):
+    def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         wanted = {f"{name}/{k}" for name in self.trained for k in (*MOMENTS, "step")}
         if odd := sorted(wanted ^ tensors.keys()):
             which = f"the optimizer state is not AdamW's of this model: {', '.join(odd[:2])}"
@@ -421,22 +442,22 @@ class DeepSpeedOptimizer(Stateful):
                 self.weights.set_moment(p, k, tensors[f"{name}/{k}"].to(p.device))
 
 # %% ../nbs/50_parallel.ipynb #ad4ca036
-def import_deepspeed():  # the module
+def import_deepspeed() -> ModuleType:
     "The package, told to be quiet. Raises `ImportError` that says what to install."
     try:
         import deepspeed
     except ImportError:
-        hint = "--deepspeed needs the package: pip install 'minimind[deepspeed]'"
+        hint = "--deepspeed needs a package: pip install deepspeed"
         raise ImportError(hint) from None
     deepspeed.utils.logger.setLevel("WARNING")
     return deepspeed
 
 
 def start_engine(
-    model,  # on its device
+    model: nn.Module,  # on its device
     adamw: torch.optim.AdamW,  # its optimizer
-    settings: dict,  # from `deepspeed_settings`
-):  # DeepSpeed's engine, to be called with a loss function and a batch
+    settings: dict[str, Any],  # from `deepspeed_settings`
+) -> Any:  # DeepSpeed's engine, to be called with a loss function and a batch
     "Hand a model and its optimizer over to DeepSpeed."
     deepspeed, device = import_deepspeed(), next(model.parameters()).device
     if device.type == "cpu":
@@ -453,13 +474,13 @@ def start_engine(
     return engine
 
 # %% ../nbs/50_parallel.ipynb #0fcf32d9
-def set_loss_scale(engine, scale: float):
+def set_loss_scale(engine: Any, scale: float) -> None:
     "What the engine multiplies losses with, or divides gradients by, from now on."
     engine.optimizer.custom_loss_scaler = True
     engine.optimizer.external_loss_scale = scale
 
 
-def forget_step(engine):
+def forget_step(engine: Any) -> None:
     "Let the engine see an infinite gradient: it leaves the step out, as it does after an overflow."
     set_loss_scale(engine, 1.0)
     for grads in engine.optimizer.averaged_gradients.values():
@@ -468,9 +489,9 @@ def forget_step(engine):
 
 
 def in_this_precision(
-    loss_fn,  # `(model, batch) -> …`
+    loss_fn: LossFunction,
     kind: str,  # of device: "cpu" or "cuda"
-):  # a loss function
+) -> LossFunction:
     "The same loss, always computed in the precision that is switched on now."
     on, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
 
@@ -485,9 +506,9 @@ class DeepSpeed(Strategy):
     """DeepSpeed's engine takes the steps: optimizer state in shares (ZeRO stage 1), gradients too
     (2), weights too (3), as its settings say (Rajbhandari et al. 2020)."""
 
-    lockstep = True
+    lockstep: bool = True
 
-    def __init__(self, model, cfg):  # on its device; `TrainConfig`
+    def __init__(self, model: nn.Module, cfg: TrainConfig) -> None:  # on its device
         settings = deepspeed_settings(cfg.deepspeed, cfg)
         rates = dict(lr=cfg.lr, muon_lr=cfg.muon_lr, weight_decay=cfg.weight_decay)
         plain = build_optimizer(model, cfg.optimizer, **rates)
@@ -496,27 +517,27 @@ class DeepSpeed(Strategy):
         super().__init__(model, DeepSpeedOptimizer(plain, self.weights))
 
     @classmethod
-    def build(cls, model, cfg):
+    def build(cls, model: nn.Module, cfg: TrainConfig) -> "DeepSpeed":
         return cls(model, cfg)
 
     @classmethod
-    def check(cls, cfg):
+    def check(cls, cfg: TrainConfig) -> None:
         "Raises `FileNotFoundError`, or `ValueError` for what the file may not say."
         deepspeed_settings(cfg.deepspeed, cfg)
 
-    def forward(self, loss_fn, batch):
+    def forward(self, loss_fn: LossFunction, batch: dict[str, torch.Tensor]) -> tuple:
         kind = next(self.model.parameters()).device.type
         return self.engine(in_this_precision(loss_fn, kind), batch)
 
-    def backward(self, loss, last):
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
         set_loss_scale(self.engine, 1.0)
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss, scale_wrt_gas=False)
 
-    def average(self, denominator, known):
+    def average(self, denominator: float, known: bool) -> None:
         self.denominator = denominator
 
-    def update(self, clip, move):
+    def update(self, clip: float, move: bool) -> float:
         # over processes the engine has averaged already
         set_loss_scale(self.engine, self.denominator / rank_and_size()[1])
         if not move:
@@ -524,5 +545,5 @@ class DeepSpeed(Strategy):
         self.engine.step()
         return float(self.engine.get_global_grad_norm()) if move else math.nan
 
-    def unsharded(self, write=False):
+    def unsharded(self, write: bool = False) -> AbstractContextManager[None]:
         return self.weights.unsharded(write)

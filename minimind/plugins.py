@@ -7,6 +7,7 @@ __all__ = ['PLUGINS', 'Plugin', 'plugins', 'plugin_names', 'did_you_mean', 'load
 
 # %% ../nbs/91_plugins.ipynb #a2f47528
 import difflib
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -48,7 +49,7 @@ _STAGES = {
 }
 
 # %% ../nbs/91_plugins.ipynb #072d2090
-PLUGINS = {
+PLUGINS: dict[str, dict[str, Plugin]] = {
     "stage": _STAGES,
     # how several processes share a step, a `train.Strategy`
     "strategy": {
@@ -77,7 +78,10 @@ def _of_packages(kind):
 
 
 def plugins(kind: str) -> dict[str, Plugin]:  # a key of `PLUGINS`
-    "All rows of a kind, in the order in which help lists them. The library's own come first."
+    """All rows of a kind, in the order in which help lists them. The library's own come first.
+    Raises `ValueError` for another kind."""
+    if kind not in PLUGINS:
+        raise ValueError(f"there are no plug-ins of kind {kind!r}; choose of {', '.join(PLUGINS)}")
     rows = PLUGINS[kind]
     return rows | {name: row for name, row in _of_packages(kind).items() if name not in rows}
 
@@ -89,7 +93,7 @@ def plugin_names(kind: str) -> tuple[str, ...]:  # a key of `PLUGINS`
 # %% ../nbs/91_plugins.ipynb #5b7c6285
 def did_you_mean(
     word: str,  # what was written
-    known,  # names that would have been right
+    known: Iterable[str],  # names that would have been right
 ) -> str:  # "; did you mean …?", or nothing
     "A guess for the end of an error message."
     close = difflib.get_close_matches(str(word), [str(k) for k in known], 1)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PPO', 'clipped_loss', 'gae', 'whiten', 'k3', 'masked_mean', 'log_ratios', 'value_loss', 'ppo_loss', 'ActorCritic',
-           'PPOConfig', 'LearnerBatches', 'PPOBatches', 'critic_values', 'at_last_token', 'prepare_advantages',
-           'actor_critic_loss', 'Learner', 'ppo_learner', 'split_prompts', 'choose_engine', 'measure_policy', 'run_rl',
-           'run', 'open_prompts']
+           'RewardConfig', 'PPOConfig', 'LearnerBatches', 'PPOBatches', 'critic_values', 'at_last_token',
+           'prepare_advantages', 'actor_critic_loss', 'Learner', 'ppo_learner', 'split_prompts', 'choose_engine',
+           'measure_policy', 'run_rl', 'run', 'open_prompts']
 
 # %% ../nbs/35_ppo.ipynb #7c7aed56
 import copy
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from .checkpoint import ModelFolder
 from .core import IGNORE, Stateful, get_device, get_dtype, precision, seed_everything
 from .data import JsonlReader
 from .evaluate import exact_match
+from .log import Shown
 from .losses import add_router_loss
 from .model import MiniMind
 from .plugins import load_plugin
@@ -32,7 +34,7 @@ from .rollout import read_prompts, rollout_logps, shuffled_part
 from .sft import read_questions
 from .stage import NOTHING_HELD_OUT, Stage, load_init, run_stage, work_folder
 from .tokenizer import Tokenizer
-from .train import NOT_NEGATIVE, POSITIVE, SHARE, option, refuse
+from .train import NOT_NEGATIVE, POSITIVE, SHARE, StepResult, option, refuse
 
 # %% ../nbs/35_ppo.ipynb #f2f20b3d
 def clipped_loss(
@@ -177,10 +179,10 @@ class ActorCritic(nn.Module, Stateful):
         `rollout_logps`."""
         return self.critic.value_head(self.critic.model(input_ids)[:, :-1])[..., 0].float()
 
-    def state_tensors(self):
+    def state_tensors(self) -> dict[str, torch.Tensor]:
         return {name: p.detach() for name, p in self.critic.named_parameters()}
 
-    def load_state_tensors(self, tensors):
+    def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         own = dict(self.critic.named_parameters())
         if own.keys() != tensors.keys():
             differ = ", ".join(sorted(own.keys() ^ tensors.keys())[:4])
@@ -189,9 +191,43 @@ class ActorCritic(nn.Module, Stateful):
             for name, p in own.items():
                 p.copy_(tensors[name])
 
+# %% ../nbs/35_ppo.ipynb #40cee83c
+@dataclass(frozen=True)
+class RewardConfig(RLConfig):
+    "What stages that learn from a reward show, and what they say at the end."
+
+    shown: ClassVar[Shown] = {
+        "reward": ("reward", ".3f"),
+        "completion_tokens": ("tokens", ".0f"),
+        "heldout_reward": ("held-out reward", ".3f"),
+        "heldout_reward_*": ("held-out", ".3f"),
+    }
+
+    eval_first: bool = True
+    sample_prompt: str = "What is 27 + 45?"
+    skills: tuple = option(
+        (), "use only prompts of these skills, a field `skill` of the rows; none: all prompts"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        skills = (self.skills,) if isinstance(self.skills, str) else tuple(self.skills)
+        object.__setattr__(self, "skills", skills)
+
+    def verdict(self, before: dict[str, float], after: dict[str, float]) -> str | None:
+        "Has the reward of held-out prompts risen? If not, that is no error, but worth a word."
+        was, now = before.get("heldout_reward"), after.get("heldout_reward")
+        if was is None or now is None or now > was:
+            return None
+        return (
+            f"note: the held-out reward has not risen ({was:.3f} → {now:.3f}). "
+            "More steps may help,\nor another --lr, or prompts that are solved now and then, "
+            "not always or never."
+        )
+
 # %% ../nbs/35_ppo.ipynb #8856f637
 @dataclass(frozen=True)
-class PPOConfig(RLConfig):
+class PPOConfig(RewardConfig):
     "Proximal policy optimisation: prompts and a reward in, a model that earns more of it out."
 
     out: str = "runs/ppo"
@@ -214,7 +250,7 @@ class PPOConfig(RLConfig):
         NOT_NEGATIVE,
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.deepspeed and self.target_kl:
             refuse(
@@ -234,7 +270,7 @@ class LearnerBatches(RolloutBatches):
     """Rollouts for a loss with ratios. At the first step the policy is still the one that drew: its
     own log-probabilities are the old ones, so each ratio is exactly 1, with no rounding."""
 
-    def at(self, step):
+    def at(self, step: int) -> dict[str, torch.Tensor]:
         """The batch of an optimizer step, as `RolloutBatches` has it; with `old_logps` from the
         second step of a rollout on."""
         batch = super().at(step)
@@ -248,17 +284,17 @@ class PPOBatches(LearnerBatches):
     too far from the one that drew them."""
 
     # nats a token that the last step found the policy away from the one that drew
-    moved = 0.0
+    moved: float = 0.0
     # is the policy done with this rollout?
-    stopped = False
+    stopped: bool = False
 
-    def rows_of(self, step):
+    def rows_of(self, step: int) -> torch.Tensor:
         cfg, rows = self.cfg, len(self.rollout["rewards"])
         steps = cfg.updates // cfg.passes  # of a pass
         which, part = divmod(step % cfg.updates, steps)
         return shuffled_part(rows, [cfg.seed, 2, self.number, which], steps, part)
 
-    def at(self, step):
+    def at(self, step: int) -> dict[str, torch.Tensor]:
         "The batch of an optimizer step, as `LearnerBatches` has it."
         fresh = not self.holds(step)
         batch = super().at(step)
@@ -266,18 +302,18 @@ class PPOBatches(LearnerBatches):
         self.stopped = not fresh and (self.stopped or too_far)
         return batch
 
-    def numbers(self):
+    def numbers(self) -> dict[str, float]:
         return super().numbers() | {"stopped": float(self.stopped)}
 
-    def observe(self, result):
+    def observe(self, result: StepResult) -> None:
         super().observe(result)
         self.moved = result.metrics.get("kl_step", 0.0)
 
-    def state_tensors(self):
+    def state_tensors(self) -> dict[str, torch.Tensor]:
         memory = torch.tensor([self.moved, self.stopped], dtype=torch.float64)
         return super().state_tensors() | {"early_stop": memory}
 
-    def load_state_tensors(self, tensors):
+    def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         tensors = dict(tensors)
         self.moved, stopped = tensors.pop("early_stop").tolist()
         self.stopped = bool(stopped)
@@ -372,7 +408,7 @@ def ppo_learner(
     policy: MiniMind,
     cfg: PPOConfig,
     dtype: torch.dtype,  # of the matrix products
-    **parts,  # as for `RolloutMaker`
+    **parts: Any,  # as for `RolloutMaker`
 ) -> Learner:
     "A critic beside the policy, and rollouts that are gone over several times."
     model = ActorCritic(policy)
@@ -382,18 +418,30 @@ def ppo_learner(
     return Learner(model, batches, loss_fn, {"critic": model})
 
 # %% ../nbs/35_ppo.ipynb #4afd8391
+def _practised(prompts, cfg):
+    "Of some prompts, those of the skills that are wanted, in place."
+    if cfg.skills:
+        known = {p.row.get("skill") for p in prompts}
+        prompts[:] = [p for p in prompts if p.row.get("skill") in cfg.skills]
+        if known and not prompts:
+            names = ", ".join(sorted(map(str, known)))
+            raise ValueError(f"skills={cfg.skills}: there are only prompts of {names}")
+    return prompts
+
+
 def split_prompts(
-    cfg: RLConfig,
+    cfg: RewardConfig,
     files: list,  # to train on
     heldout: list,  # to measure on
     tokenizer: Tokenizer,
+    check_row: Callable[[dict], None],  # raises for a row that the rewards can't judge
 ) -> tuple[Prompts, list]:  # to train on; up to `cfg.eval_rows` to measure on
     "Read the prompts: the held-out files, else one prompt in 50 of the others is kept out."
     room = dict(seq_len=cfg.seq_len, max_new_tokens=cfg.max_new_tokens)
-    read = partial(read_prompts, tokenizer=tokenizer, **room, **cfg.reading)
-    prompts = read(files, split=None if heldout else "train")
+    read = partial(read_prompts, tokenizer=tokenizer, check_row=check_row, **room, **cfg.reading)
+    prompts = _practised(read(files, split=None if heldout else "train"), cfg)
     held = read(heldout) if heldout else read(files, split="heldout")
-    held = held[: cfg.eval_rows]
+    held = _practised(held, cfg)[: cfg.eval_rows]
     print(prompts)
     if cfg.eval_rows and not held:
         print(NOTHING_HELD_OUT)
@@ -436,24 +484,24 @@ def measure_policy(
 
 # %% ../nbs/35_ppo.ipynb #f58a393e
 def run_rl(
-    cfg: RLConfig,
+    cfg: RewardConfig,
     desc: str,  # shown on the progress bar
     build: Callable,  # `(policy, cfg, dtype, **parts) -> Learner`, as `ppo_learner`
     dry_run: bool = False,  # print the plan and stop; nothing is written
 ) -> dict:  # the last numbers
     """What the stages of reinforcement learning share: prompts, rewards, engine, reference, and how
     well held-out prompts are answered."""
-    with work_folder(cfg, dry_run) as folder:
+    with work_folder(cfg, dry_run) as (cfg, folder):
         files, heldout = cfg.files(PROMPT_SAMPLES)
-        questions = read_questions(cfg, heldout)
+        questions = [] if cfg.skills else read_questions(cfg, heldout)
         seed_everything(cfg.seed)
         policy, tokenizer = load_init(cfg)
         device = get_device(cfg.device)
         dtype = get_dtype(device, cfg.dtype)
-        prompts, held = split_prompts(cfg, files, heldout, tokenizer)
+        reward = RewardMix(cfg.reward, cfg.reward_timeout, device)
+        prompts, held = split_prompts(cfg, files, heldout, tokenizer, reward.check_row)
         policy.to(device)
         reference = copy.deepcopy(policy).requires_grad_(False) if cfg.beta else None
-        reward = RewardMix(cfg.reward, cfg.reward_timeout, device)
         engine = choose_engine(cfg, policy, tokenizer, dtype, folder, dry_run)
         parts = dict(prompts=prompts, engine=engine, reward=reward, reference=reference)
         learner = build(policy=policy, cfg=cfg, dtype=dtype, tokenizer=tokenizer, **parts)
@@ -478,7 +526,10 @@ def run(
     return run_rl(cfg, "ppo", ppo_learner, dry_run)
 
 
-def open_prompts(path, **reading):  # a file; as for `JsonlReader`
+def open_prompts(
+    path: str | Path,
+    **reading: Any,  # as for `JsonlReader`
+) -> JsonlReader:
     "The rows of a file of prompts, checked."
     return JsonlReader(path, check=prompt_messages, **reading)
 

@@ -7,8 +7,9 @@ __all__ = ['EngineError', 'ServerEngine']
 
 # %% ../nbs/34_remote.ipynb #ab5381a0
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -209,8 +210,8 @@ def _group(answers, size, engine):  # of one prompt
 
 # %% ../nbs/34_remote.ipynb #2684c003
 class ServerEngine(RolloutEngine):
-    """Draws completions with a server: vLLM (or another that speaks OpenAI's protocol and returns
-    token ids), or SGLang. It gets new weights through a folder that both can read."""
+    """Draws completions with a server: vLLM (or another with OpenAI's protocol that returns token
+    ids), or SGLang. New weights go through a folder that both can read. Raises `EngineError`."""
 
     def __init__(
         self,
@@ -221,32 +222,35 @@ class ServerEngine(RolloutEngine):
         name: str = "",  # of the model at the server; default: the folder
         timeout: float = 600.0,  # seconds that one answer may take
         parallel: int = 32,  # requests at once
-    ):
-        self.client, self.protocol = _Client(url, timeout, name or str(folder)), None
+    ) -> None:
+        self.client = _Client(url, timeout, name or str(folder))
         self.url, self.stop, self.parallel = self.client.url, stop_ids(model), parallel
-        self.model, self.tokenizer, self.folder = model, tokenizer, Path(folder)
+        self.model, self.tokenizer, self.folder = model, tokenizer, Path(folder).resolve()
 
+    @cached_property
     def _server(self):  # its `_Protocol`, found out when first needed
-        if self.protocol is None:
-            kind = _OpenAI if self.client.ask("/get_model_info") is None else _SGLang
-            self.protocol = kind(self.client)
-        return self.protocol
+        kind = _OpenAI if self.client.ask("/get_model_info") is None else _SGLang
+        return kind(self.client)
 
-    def sync(self, step):
+    def sync(self, step: int) -> None:
         "Save the policy and have the server load it. Raises `EngineError`, `OSError`."
         save_pretrained(self.model, self.tokenizer, self.folder)
-        folder = str(self.folder.resolve())
-        _check_loaded(self._server().load(folder), folder, self.url)
+        _check_loaded(self._server.load(str(self.folder)), self.folder, self.url)
 
-    def sample(self, prompts, group_size, max_new_tokens, temperature, seed):
-        "As `RolloutEngine.sample`. Raises `EngineError`."
-        server, prompts = self._server(), list(prompts)
+    def sample(
+        self,
+        prompts: Sequence[list[int]],
+        group_size: int,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int | Sequence[int],
+    ) -> list[list[Completion]]:
+        server, prompts = self._server, list(prompts)
         seeds = row_seeds(seed, len(prompts) * group_size)
 
-        def draw(i):
-            own = seeds[i * group_size : (i + 1) * group_size]
-            answers = server.complete(prompts[i], max_new_tokens, temperature, own)
-            return _group(answers, group_size, self)
+        def draw(ids, own):  # a prompt, and the seeds of its completions
+            return _group(server.complete(ids, max_new_tokens, temperature, own), group_size, self)
 
+        own = [seeds[i : i + group_size] for i in range(0, len(seeds), group_size)]
         with ThreadPoolExecutor(self.parallel) as pool:
-            return list(pool.map(draw, range(len(prompts))))
+            return list(pool.map(draw, prompts, own))

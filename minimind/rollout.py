@@ -15,10 +15,11 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, SupportsIndex
+from pathlib import Path
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
@@ -35,13 +36,13 @@ from .model import MiniMind
 from .rewards import RewardMix, parse_reward, prompt_messages
 from .stage import StageConfig
 from .tokenizer import Tokenizer
-from .train import AT_LEAST_1, NOT_NEGATIVE, Bound, option, refuse
+from .train import AT_LEAST_1, NOT_NEGATIVE, Bound, StepResult, option, refuse
 
 # %% ../nbs/33_rollout.ipynb #6214e99d
 class Prompt(NamedTuple):
     "A question, ready to be answered."
 
-    ids: list  # up to and with the header of the reply
+    ids: list[int]  # up to and with the header of the reply
     row: dict  # as it stands in the file, for the rewards
     where: str = ""  # `file:line`
 
@@ -49,13 +50,13 @@ class Prompt(NamedTuple):
 class Prompts(ReadRows):
     "A list of `Prompt`, and what was left out on the way to it."
 
-    def describe(self):
+    def describe(self) -> str:
         if not self:
             return "no prompts"
         lengths = [len(p.ids) for p in self]
         return f"{len(self):,} prompts of {min(lengths)} to {max(lengths)} tokens"
 
-    def fingerprint(self) -> dict:
+    def fingerprint(self) -> dict[str, Any]:
         "What a resumed run must find again."
         digest = hashlib.sha256()
         for p in self:
@@ -63,9 +64,11 @@ class Prompts(ReadRows):
         return {"prompts_read": len(self), "data_sha256": digest.hexdigest()}
 
 # %% ../nbs/33_rollout.ipynb #a1ad50ca
-def _prompt_row(row, tokenizer, seq_len, max_new_tokens):
+def _prompt_row(row, tokenizer, seq_len, max_new_tokens, check_row):
     "What a prompt says (to split by), and the `Prompt`. Raises `ValueError` if it does not fit."
     messages, tools = prompt_messages(row)
+    if check_row:
+        check_row(row)
     ids = encode_chat(tokenizer, messages, tools, add_generation_prompt=True)[0]
     needed = len(ids) + max_new_tokens
     if needed > seq_len:
@@ -78,35 +81,39 @@ def _prompt_row(row, tokenizer, seq_len, max_new_tokens):
 
 
 def read_prompts(
-    files: list,  # jsonl files of `{"conversations": […], "answer": …}`
+    # jsonl files of `{"conversations": […], "answer": …}`, or one
+    files: Sequence[str | Path] | str | Path,
     tokenizer: Tokenizer,
     seq_len: int,  # tokens of a row, prompt and completion
     max_new_tokens: int,  # room that a prompt must leave for the completion
     split: str | None = None,  # "train" or "heldout": one side of `in_heldout`; None: all
-    **reader_args,  # as for `JsonlReader`
+    # raises `ValueError` for a row that can't be used, such as `RewardMix.check_row`
+    check_row: Callable[[dict], None] | None = None,
+    **reader_args: Any,  # as for `JsonlReader`
 ) -> Prompts:
-    """Tokenise prompts, once. None is ever cut: one that leaves too little room is a bad line.
-    Raises `BadLine`."""
-    check = partial(
-        _prompt_row, tokenizer=tokenizer, seq_len=seq_len, max_new_tokens=max_new_tokens
-    )
-    return read_rows(Prompts(files=files), check, split, **reader_args)
+    """Tokenise prompts, once. None is ever cut: one that leaves too little room is a bad line, and
+    so is one that a reward can't judge. Raises `BadLine`."""
+    prompts = Prompts(files=[files] if isinstance(files, (str, Path)) else files)
+    room = dict(seq_len=seq_len, max_new_tokens=max_new_tokens)
+    check = partial(_prompt_row, tokenizer=tokenizer, check_row=check_row, **room)
+    read_rows(prompts, check, split, **reader_args)
+    return prompts
 
 # %% ../nbs/33_rollout.ipynb #5dba4142
 class Completion(NamedTuple):
     "What a model went on with after a prompt."
 
-    ids: list  # token ids, the end token included if it was drawn
+    ids: list[int]  # token ids, the end token included if it was drawn
     # of each, its log-probability in the distribution it was drawn from, in nats; None where a
     # server does not say
-    logps: list
+    logps: list[float | None]
     truncated: bool  # was it cut off before the model ended it?
 
 
 def reply_text(
     tokenizer: Tokenizer,
     completion: Completion,
-    stop: frozenset,  # end tokens, from `stop_ids`
+    stop: Container[int],  # end tokens, from `stop_ids`
 ) -> str:
     "The text of a completion without its end token."
     ids = completion.ids
@@ -133,9 +140,9 @@ class RolloutEngine:
     # is the sampler the learner itself, with its weights and its precision?
     exact: bool = False
     # tokens that end a completion
-    stop: frozenset = frozenset()
+    stop: frozenset[int] = frozenset()
 
-    def sync(self, step: int):  # optimizer steps done
+    def sync(self, step: int) -> None:  # optimizer steps done
         "Take over the policy's weights, before a rollout. Nothing to do where they are shared."
 
     def sample(
@@ -146,25 +153,35 @@ class RolloutEngine:
         temperature: float,  # 0: greedy
         seed: int | Sequence[int],  # of the draws: a whole number, or one for each completion
     ) -> list[list[Completion]]:  # for each prompt `group_size` of them
-        "Draw completions from the policy's own distribution: nothing is cut off it."
+        """Draw `group_size` completions of each prompt, of at most `max_new_tokens`, from the
+        policy's own distribution: nothing is cut off it. Raises `ValueError` for prompts that are
+        no token ids."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it draws")
 
 # %% ../nbs/33_rollout.ipynb #ae66dbb1
 class LocalEngine(RolloutEngine):
     """Draws completions with the model that is trained, in this process: it always has the newest
-    weights."""
+    weights. `LocalEngine(model).sample([ids], 8, 64, 1.0, seed=0)` draws eight of one prompt."""
 
-    everywhere = exact = True
+    everywhere: bool = True
+    exact: bool = True
 
     def __init__(
         self,
         model: MiniMind,
         dtype: torch.dtype = torch.float32,  # of the matrix products: the learner's
         rows: int = 512,  # completions decoded at once, at most (but never less than a prompt's)
-    ):
+    ) -> None:
         self.model, self.dtype, self.rows, self.stop = model, dtype, rows, stop_ids(model)
 
-    def sample(self, prompts, group_size, max_new_tokens, temperature, seed):
+    def sample(
+        self,
+        prompts: Sequence[list[int]],
+        group_size: int,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int | Sequence[int],
+    ) -> list[list[Completion]]:
         prompts, out = list(prompts), []
         seeds = row_seeds(seed, len(prompts) * group_size)
         size = max(1, self.rows // group_size)
@@ -192,7 +209,8 @@ def _told(values):  # log-probabilities, None where a server does not say
 
 
 def completion_rows(
-    pairs: list,  # `(prompt ids, Completion)` of each row, a prompt's completions after another
+    # prompt and completion of each row, the completions of a prompt one after another
+    pairs: Sequence[tuple[list[int], Completion]],
     pad_id: int = 0,  # input where there is nothing
 ) -> dict[str, torch.Tensor]:
     """The learner's tensors: `input_ids`, `labels` (the completion only), `segment_ids` (0 is
@@ -211,7 +229,7 @@ def completion_rows(
 
 # %% ../nbs/33_rollout.ipynb #51dcde98
 def cut_rows(
-    batch: dict,  # of tensors, rows first, among them `segment_ids` `(N, T)`
+    batch: dict[str, torch.Tensor],  # rows first; among them `segment_ids` `(N, T)`
     rows: torch.Tensor | None = None,  # numbers of the rows to take; None: all
 ) -> dict[str, torch.Tensor]:
     "Some rows, without the columns in which all of them are filling."
@@ -227,16 +245,17 @@ def cut_rows(
     return {k: cut(v) for k, v in batch.items()}
 
 
-def without_truncated(batch: dict) -> torch.Tensor:  # of tensors; the labels
+def without_truncated(batch: dict[str, torch.Tensor]) -> torch.Tensor:  # the labels
     "Labels of a batch from which nothing is learned in rows that were cut off."
     return torch.where(batch["truncated"][:, None], IGNORE, batch["labels"])
 
 # %% ../nbs/33_rollout.ipynb #657d8acc
 def rollout_logps(
     model: MiniMind,
-    batch: dict,  # of tensors, as from `RolloutBatches`
+    batch: dict[str, torch.Tensor],  # as from `RolloutBatches`
     temperature: float = 1.0,  # of the draws
-    routers: list | None = None,  # for the logits of the routers, as in `MiniMind.hidden`
+    routers: list[torch.Tensor]
+    | None = None,  # for the logits of the routers, as in `MiniMind.hidden`
 ) -> torch.Tensor:  # `(N, T-1)`, 0 outside the completions
     "Log-probability of each token of the completions, as the learner computes it."
     inputs = dict(input_ids=batch["input_ids"], routers=routers)
@@ -246,7 +265,7 @@ def rollout_logps(
 @torch.no_grad()
 def score_rows(
     model: MiniMind,
-    batch: dict,  # of tensors, among them `input_ids`, `labels`, `segment_ids`
+    batch: dict[str, torch.Tensor],  # among them `input_ids`, `labels`, `segment_ids`
     temperature: float = 1.0,  # as in `rollout_logps`
     size: int = 32,  # rows at a time
     dtype: torch.dtype = torch.float32,  # of the matrix products
@@ -321,7 +340,7 @@ class RolloutConfig(StageConfig):
     )
 
 # %% ../nbs/33_rollout.ipynb #5256d043
-def rows_per_update(cfg) -> int:  # `RLConfig`
+def rows_per_update(cfg: "RLConfig") -> int:
     "Rows an optimizer step. Raises `ValueError` if the steps can't share a rollout equally."
     rows = cfg.prompts * cfg.group_size
     if rows % cfg.updates:
@@ -335,7 +354,7 @@ class RLConfig(RolloutConfig):
     "What all stages of reinforcement learning can be told."
 
     out: str = "runs/rl"
-    init: str = option("runs/sft", "model folder to begin from")
+    init: str = option("newest:sft", "model folder to begin from: the newest fine-tuned one")
     batch_size: int = option(
         0, "rows an optimizer step: prompts · group_size / updates", NOT_NEGATIVE, init=False
     )
@@ -375,7 +394,7 @@ class RLConfig(RolloutConfig):
 # %% ../nbs/33_rollout.ipynb #d07e3c05
 def draw_together(
     engine: RolloutEngine,
-    prompts: list,  # lists of token ids
+    prompts: Sequence[list[int]],  # token ids
     group_size: int,  # this and the following as for `RolloutEngine.sample`
     max_new_tokens: int,
     temperature: float,
@@ -391,14 +410,14 @@ def draw_together(
     mine = range(rank, len(prompts), size)
     own = [s for i in mine for s in seeds[i * group_size : (i + 1) * group_size]]
     shares = gather_objects(lambda: engine.sample(prompts[rank::size], *options, own))
-    groups = [None] * len(prompts)
+    groups: list[list[Completion]] = [[] for _ in prompts]
     for r, share in enumerate(shares):
         groups[r::size] = share
     return groups
 
 # %% ../nbs/33_rollout.ipynb #20b94042
 def by_rows(
-    f: Callable,  # `(numbers of rows, int64) -> tensor`, rows first
+    f: Callable[[torch.Tensor], torch.Tensor],  # numbers of rows, int64 → what it finds, rows first
     rows: int,  # how many there are
 ) -> torch.Tensor:  # for all rows
     "Each process computes its share of the rows, all get the whole."
@@ -410,7 +429,7 @@ def by_rows(
 
 def score_together(
     model: MiniMind,
-    batch: dict,  # of tensors, as for `score_rows`
+    batch: dict[str, torch.Tensor],  # as for `score_rows`
     cfg: RLConfig,
     dtype: torch.dtype,  # of the matrix products
 ) -> torch.Tensor:  # `(N, T-1)`, on the CPU, in every process
@@ -427,10 +446,11 @@ def score_together(
 class Drawn(NamedTuple):
     "Answers, and what they are worth."
 
-    pairs: list  # `(Prompt, Completion)`, the completions of a prompt one after another
-    replies: list  # their texts
+    # the completions of a prompt one after another
+    pairs: list[tuple[Prompt, Completion]]
+    replies: list[str]  # their texts
     rewards: torch.Tensor  # `(N,)` float32
-    each: dict  # `{name: (N,)}`: each reward by itself
+    each: dict[str, torch.Tensor]  # `(N,)`: each reward by itself
     seconds: float  # that the drawing took
 
 
@@ -488,7 +508,8 @@ NOTHING = 1e-9
 
 
 def compare_with_learner(
-    rollout: dict,  # of tensors, from `completion_rows`; gets `old_logps` if they are needed
+    # from `completion_rows`; gets `old_logps` if they are needed
+    rollout: dict[str, torch.Tensor],
     policy: MiniMind,
     exact: bool,  # is the sampler the learner itself?
     cfg: RLConfig,
@@ -509,8 +530,8 @@ def compare_with_learner(
 
 # %% ../nbs/33_rollout.ipynb #08df113d
 def rollout_numbers(
-    rollout: dict,  # of tensors, as `RolloutMaker.make` makes it
-    each: dict,  # `{name: (N,)}`: each reward by itself
+    rollout: dict[str, torch.Tensor],  # as `RolloutMaker.make` makes it
+    each: dict[str, torch.Tensor],  # `(N,)`: each reward by itself
     group_size: int,  # G
     seconds: float,  # that the drawing took
 ) -> dict[str, float]:
@@ -536,7 +557,7 @@ def rollout_numbers(
 class InTurn:
     "Which prompts a rollout takes: all in turn, shuffled anew each epoch."
 
-    def __init__(self, prompts: int, cfg: RLConfig):  # how many there are
+    def __init__(self, prompts: int, cfg: RLConfig) -> None:  # how many there are
         self.prompts, self.size = prompts, cfg.prompts
         self.order = EpochRows(prompts, prompts, cfg.seed)
 
@@ -572,11 +593,11 @@ class RolloutMaker:
     reference: MiniMind | None  # that it began from; needed if `cfg.beta`
     cfg: RLConfig
     tokenizer: Tokenizer
-    # in every process: `(rollout) -> dict` of tensors `(N, …)` to add, an algorithm's advantages
-    prepare: Callable | None = None
-    choose: Callable | None = None  # `(number) -> cfg.prompts` numbers of prompts; None: `InTurn`
+    # from a rollout, in every process, the tensors `(N, …)` to add: an algorithm's advantages
+    prepare: Callable[[dict], dict] | None = None
+    choose: Callable[[int], Sequence[int]] | None = None  # prompts of rollout n; None: `InTurn`
     dtype: torch.dtype = torch.float32  # of the matrix products
-    replies: list = field(default_factory=list, init=False)  # texts of the last rollout
+    replies: list[str] = field(default_factory=list, init=False)  # of the last rollout
 
     def __post_init__(self):
         _check_parts(self.prompts, self.reference, self.cfg)
@@ -591,8 +612,8 @@ class RolloutMaker:
         options = cfg.group_size, cfg.max_new_tokens, cfg.temperature, _rollout_seed(cfg, number)
         return draw_and_judge(self.engine, self.reward, self.tokenizer, prompts, *options)
 
-    def make(self, number: int) -> tuple[dict, dict]:  # tensors, rows first; numbers for the log
-        "Draw and score a rollout, the completions of a prompt together. Raises `RewardError`."
+    def make(self, number: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        "Draw and score a rollout: its tensors, and numbers for the log. Raises `RewardError`."
         cfg, chosen = self.cfg, broadcast_object(lambda: self._begin(number))
         drawn = self._draw(chosen, number)
         out = completion_rows([(p.ids, c) for p, c in drawn.pairs], self.tokenizer.pad_id or 0)
@@ -619,17 +640,17 @@ def _unnamed(prefix, tensors):
 class RolloutState(Stateful):
     "The rollout in hand: what a checkpoint keeps if it comes in the middle of one."
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.number = -1  # of the rollout; -1: none has been made
-        self.rollout = {}  # tensors, rows first
-        self.measured = {}  # what the log says of it
+        self.rollout: dict[str, torch.Tensor] = {}  # rows first
+        self.measured: dict[str, float] = {}  # what the log says of it
 
-    def state_tensors(self):
+    def state_tensors(self) -> dict[str, torch.Tensor]:
         numbers = {k: torch.tensor(v, dtype=torch.float64) for k, v in self.measured.items()}
         state = {"number": torch.tensor(self.number)}
         return state | _named("rollout", self.rollout) | _named("numbers", numbers)
 
-    def load_state_tensors(self, tensors):
+    def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         self.number = int(tensors["number"])
         self.rollout = _unnamed("rollout", tensors)
         self.measured = {k: float(v) for k, v in _unnamed("numbers", tensors).items()}
@@ -649,9 +670,9 @@ def shuffled_part(
 class RolloutBatches(Batches, RolloutState):
     "Batches that the policy makes itself: a function of weights, seed, step and saved state."
 
-    needs_model = True  # weights that lie in shares are put together for `at`
+    needs_model: bool = True  # weights that lie in shares are put together for `at`
 
-    def __init__(self, *args, **options):  # as for `RolloutMaker`
+    def __init__(self, *args: Any, **options: Any) -> None:  # as for `RolloutMaker`
         super().__init__()
         self.maker = RolloutMaker(*args, **options)
         self.prompts, self.cfg, self.dtype = self.maker.prompts, self.maker.cfg, self.maker.dtype
@@ -667,7 +688,7 @@ class RolloutBatches(Batches, RolloutState):
         cfg, rows = self.cfg, len(self.rollout["rewards"])
         return shuffled_part(rows, [cfg.seed, 2, self.number], cfg.updates, step % cfg.updates)
 
-    def at(self, step):
+    def at(self, step: int) -> dict[str, torch.Tensor]:
         """The batch of an optimizer step; at the first of a rollout the rollout is drawn, with the
         weights as they are. Raises `RewardError`, and what the engine raises."""
         if not self.holds(step):
@@ -680,17 +701,17 @@ class RolloutBatches(Batches, RolloutState):
         self.handed_out = count_tokens(batch), time.perf_counter()
         return batch
 
-    def observe(self, result):  # `StepResult` of the step on the last batch
+    def observe(self, result: StepResult) -> None:  # of the step on the last batch
         tokens, since = self.handed_out
         speed = tokens / (time.perf_counter() - since)
         self.measured = self.measured | {"update_tokens_per_second": speed}
 
-    def numbers(self):
+    def numbers(self) -> dict[str, float]:
         return self.measured
 
-    def sources(self, step):  # of the rollout in hand
+    def sources(self, step: int) -> list[str]:  # of the rollout in hand
         rows = self.rollout["prompt"][self.rows_of(step)].tolist() if self.holds(step) else []
         return [self.prompts[i].where for i in rows]
 
-    def fingerprint(self):
+    def fingerprint(self) -> dict[str, Any]:
         return self.prompts.fingerprint() | self.maker.reward.fingerprint()

@@ -7,6 +7,7 @@ __all__ = ['rope_frequencies', 'rope_tables', 'apply_rope', 'ntk_theta', 'check_
 
 # %% ../nbs/07_rope.ipynb #5fb5223f
 import math
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ def _check_even(head_dim):
 def rope_frequencies(
     head_dim: int,  # features of one head Dh, even
     theta: float = 1e6,  # base: the slowest pair needs nearly 2π·theta positions for a turn
-):  # `(Dh/2,)` float32, radians per position, falling from 1 to about 1/theta
+) -> torch.Tensor:  # `(Dh/2,)` float32, radians per position, falling from 1 to about 1/theta
     """Angle by which each feature pair turns per position (RoFormer eq. 15). Raises `ValueError` if
     `head_dim` is odd."""
     _check_even(head_dim)
@@ -32,8 +33,8 @@ def rope_tables(
     head_dim: int,  # features of one head Dh, even
     max_len: int,  # number of positions
     theta: float = 1e6,  # see `rope_frequencies`
-    scaling: dict = None,  # how to stretch to longer texts, see `check_scaling`; None: not at all
-):  # cos and sin, each `(max_len, Dh)` float32, the second half equal to the first
+    scaling: dict[str, Any] | None = None,  # how to stretch, see `check_scaling`; None: not at all
+) -> tuple[torch.Tensor, torch.Tensor]:  # cos, sin, `(max_len, Dh)` float32, second half as first
     """Cosines and sines of position · frequency for the positions 0 … max_len-1, in the half-split
     layout, times the attention factor of `scaling`."""
     inv_freq, attention_factor = rope_frequencies(head_dim, theta), 1.0
@@ -48,7 +49,7 @@ def apply_rope(
     x: torch.Tensor,  # queries or keys `(B, T, H, Dh)`, `Dh` even
     cos: torch.Tensor,  # cosines of the T positions, `(T, Dh)` or one table per row `(B, T, Dh)`
     sin: torch.Tensor,  # sines, same shape; both float32
-):  # rotated `x`, same shape and dtype
+) -> torch.Tensor:  # rotated `x`, same shape and dtype
     """Rotate each feature pair `(i, i + Dh/2)` of `x` by its position's angle (RoFormer eq. 34,
     half-split layout). Raises `ValueError` if `Dh` is odd or the tables do not fit."""
     T, Dh = x.shape[1], x.shape[3]
@@ -69,7 +70,7 @@ def ntk_theta(
     head_dim: int,  # features of one head Dh, even, at least 4
     theta: float,  # base that the model was trained with
     factor: float,  # new length / training length, at least 1
-):  # base to use instead
+) -> float:  # base to use instead
     """Base that slows the slowest pair down by `factor` and the fastest not at all (Peng et al.
     2023, section 3.1). Raises `ValueError` for a bad `head_dim` or `factor`."""
     if head_dim % 2 or head_dim < 4:
@@ -157,8 +158,8 @@ def _checked_value(key, value):
 def check_scaling(
     # as in Hugging Face's `rope_parameters` without the base: `rope_type` (or `type`) "default",
     # "linear" or "yarn", and its keys; None
-    scaling: dict,
-):  # a new dict with every key and default filled in, `{}` for plain RoPE (None, `{}`, "default")
+    scaling: dict[str, Any] | None,
+) -> dict[str, Any]:  # new, with every default; `{}` for plain RoPE (None, `{}`, "default")
     """Check how RoPE is to be stretched, and return it in one canonical form. Raises `ValueError`
     with the offending value and the fix."""
     if scaling is None or scaling == {}:
@@ -203,8 +204,8 @@ def _yarn_ramp(head_dim, theta, scaling):
 def scaled_frequencies(
     head_dim: int,  # features of one head Dh, even
     theta: float = 1e6,  # base that the model was trained with, above 1
-    scaling: dict = None,  # see `check_scaling`
-):  # inv_freq `(Dh/2,)` float32, radians per position; attention factor, a float
+    scaling: dict[str, Any] | None = None,  # see `check_scaling`
+) -> tuple[torch.Tensor, float]:  # `(Dh/2,)` float32, radians per position; attention factor
     """Frequencies for longer texts, and the number by which cosines and sines are multiplied (Peng
     et al. 2023, section 3; the ramp as in Hugging Face)."""
     inv_freq, scaling = rope_frequencies(head_dim, theta), check_scaling(scaling)

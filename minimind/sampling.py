@@ -108,7 +108,7 @@ def _seeded_draws(seed, rows, steps):
 
 # %% ../nbs/10_sampling.ipynb #4b9be7e1
 def uniform_draws(
-    seed: int | Sequence[int] | None,  # one, one for each row, or None: torch's global generator
+    seed: SupportsIndex | Sequence[SupportsIndex] | None,  # one, or one for each row; None: torch's
     rows: int,
     steps: int,  # most draws that a row may need
 ) -> torch.Tensor:  # `(rows, steps)` float32 in [0, 1), on the CPU

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRETOKENIZE_PATTERN', 'SPECIAL_TOKENS', 'single_bytes', 'merge_pair', 'pretokenize', 'train_bpe', 'bpe_encode',
-           'byte_alphabet', 'bpe_backend', 'train_backend', 'Vocabulary', 'Tokenizer']
+           'byte_alphabet', 'bpe_backend', 'train_backend', 'Vocabulary', 'Codec', 'Tokenizer']
 
 # %% ../nbs/02_tokenizer.ipynb #f7d2a1c3
 import hashlib
@@ -13,9 +13,10 @@ import json
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, NoReturn, SupportsInt
 
 from tokenizers import Regex, Tokenizer as Backend, decoders, models, pre_tokenizers, trainers
 
@@ -24,15 +25,15 @@ from .core import read_json, write_text
 # %% ../nbs/02_tokenizer.ipynb #195d5470
 def single_bytes(
     text: str,
-) -> tuple:  # of bytes objects of length 1
+) -> tuple[bytes, ...]:  # each of length 1
     "Cut `text` into the single bytes of its UTF-8."
     return tuple(bytes([b]) for b in text.encode())
 
 # %% ../nbs/02_tokenizer.ipynb #cc8cac41
 def merge_pair(
-    tokens,  # sequence of bytes objects
-    pair,  # the two bytes objects to glue
-):  # tuple of bytes objects
+    tokens: Sequence[bytes],
+    pair: tuple[bytes, bytes],  # the two to glue
+) -> tuple[bytes, ...]:
     "Replace every `pair` in `tokens`, going from the left, by one longer token."
     out, i = [], 0
     while i < len(tokens):
@@ -53,8 +54,8 @@ _split = pre_tokenizers.Split(Regex(PRETOKENIZE_PATTERN), "isolated")
 
 
 def pretokenize(
-    text,  # any str
-):  # list of str that joins back to `text`
+    text: str,
+) -> list[str]:  # joins back to `text`
     "Cut `text` into the pieces that no merge may cross (Qwen2's pattern)."
     return [piece for piece, _ in _split.pre_tokenize_str(text)]
 
@@ -122,10 +123,10 @@ def _check_size(vocab_size, special_tokens):
 
 # %% ../nbs/02_tokenizer.ipynb #ea9c6baa
 def train_bpe(
-    texts,  # iterable of str, or one str
-    vocab_size,  # wanted size: special tokens + 256 bytes + merges
-    special_tokens=(),  # str that get the first ids; they are never cut and never merged
-):  # `(vocab {id: bytes}, merges [(bytes, bytes)])`
+    texts: Iterable[str],  # or one str
+    vocab_size: int,  # wanted size: special tokens + 256 bytes + merges
+    special_tokens: Sequence[str] = (),  # get the first ids; are never cut and never merged
+) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:  # vocab, merges
     """Learn byte-pair merges (Sennrich et al. 2016, algorithm 1). Raises `ValueError` if
     `vocab_size` has no room for the 256 bytes."""
     _check_size(vocab_size, special_tokens)
@@ -151,10 +152,10 @@ def train_bpe(
 
 # %% ../nbs/02_tokenizer.ipynb #09921fad
 def bpe_encode(
-    text,  # any str; nothing in it is special
-    vocab,  # {id: bytes}, as `train_bpe` returns it
-    merges,  # [(bytes, bytes)] in the order they were learned
-):  # list of int
+    text: str,  # nothing in it is special
+    vocab: dict[int, bytes],  # as `train_bpe` returns it
+    merges: list[tuple[bytes, bytes]],  # in the order they were learned
+) -> list[int]:  # ids
     "Encode `text` by replaying the merges in each piece. Readable, and slow for long pieces."
     # reversed: where two ids have the same bytes, the first one counts
     ids = {token: i for i, token in reversed(vocab.items())}
@@ -187,7 +188,7 @@ SPECIAL_TOKENS = [
 _SHOWN = frozenset(SPECIAL_TOKENS[21:])  # `decode(skip_special=True)` leaves these in
 
 # %% ../nbs/02_tokenizer.ipynb #0b9b6bfe
-def byte_alphabet():  # dict from byte (int) to one printable character
+def byte_alphabet() -> dict[int, str]:  # from a byte to one printable character
     "The 256 printable stand-ins for bytes in `tokenizer.json` files (GPT-2's table)."
     printable = ("!", "~"), ("¡", "¬"), ("®", "ÿ")
     kept = [b for first, last in printable for b in range(ord(first), ord(last) + 1)]
@@ -239,8 +240,8 @@ def _with_added(backend, special_tokens):
 
 # %% ../nbs/02_tokenizer.ipynb #3511e64f
 def bpe_backend(
-    vocab: dict,  # {id: bytes} from `train_bpe`
-    merges: list,  # [(bytes, bytes)] from `train_bpe`
+    vocab: dict[int, bytes],  # from `train_bpe`
+    merges: list[tuple[bytes, bytes]],  # from `train_bpe`
     special_tokens: Sequence[str] = (),  # the list that `train_bpe` was given
 ) -> Backend:  # with the same ids
     "Put a vocabulary of our own training into the fast library."
@@ -361,9 +362,12 @@ def _cut_at_added(text, finder, ids):
     return out
 
 # %% ../nbs/02_tokenizer.ipynb #1feb38ac
+_MARKS = "pad", "bos", "eos"
+
+
 def _names(config):
     "Which tokens are pad, bos and eos, from a `tokenizer_config.json`; None if it names none."
-    named = {key: config.get(f"{key}_token") for key in ("pad", "bos", "eos")}
+    named = {key: config.get(f"{key}_token") for key in _MARKS}
     # some files wrap a token's name in a description of the token
     named = {key: t["content"] if isinstance(t, dict) else t for key, t in named.items()}
     return named if any(named.values()) else None
@@ -419,14 +423,31 @@ def _encode_batch(backend, texts):
 
 def _decode(backend, ids, skip_special):
     "The text of `ids`, a sequence or a tensor of whole numbers."
-    ids = [int(i) for i in ids]
-    if ids and min(ids) < 0:
-        raise ValueError(f"cannot decode id {min(ids)}: leave masked labels (-100) out first")
-    return backend.decode(ids, skip_special_tokens=skip_special)
+    if isinstance(ids, (str, bytes)):
+        raise TypeError(f"decode takes token ids, not a {type(ids).__name__}; encode makes them")
+    try:
+        numbers = [int(i) for i in ids]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"decode takes the ids of one text, whole numbers: {error}") from None
+    if numbers and min(numbers) < 0:
+        raise ValueError(f"cannot decode id {min(numbers)}: leave masked labels (-100) out first")
+    if numbers and backend.id_to_token(max(numbers)) is None:
+        # no error: other makers' models have spare rows, and one may be drawn once in a long run
+        warnings.warn(
+            f"id {max(numbers)} adds nothing to the text, for it has no token in this tokenizer; "
+            "is it the model's own?",
+            stacklevel=3,
+        )
+    return backend.decode(numbers, skip_special_tokens=skip_special)
 
 # %% ../nbs/02_tokenizer.ipynb #b9ae85f5
 def _load(json_text):
     "The backend that `json_text` describes, but with no limit of length."
+    if not str(json_text).lstrip().startswith("{"):
+        raise ValueError(
+            f"{str(json_text)[:60]!r} is not the text of a tokenizer.json; a tokenizer is made by "
+            "Tokenizer.train(texts), or read by Tokenizer.from_file(path)"
+        )
     backend = Backend.from_str(json_text)
     backend.no_truncation()
     backend.no_padding()
@@ -450,82 +471,65 @@ def _is_utf8(data):
 class Vocabulary:
     "What each id of a tokenizer stands for. `Tokenizer` adds encoding and decoding."
 
-    def __init__(
-        self,
-        json_text: str,  # content of a `tokenizer.json`
-        names: dict | None = None,  # {"pad" | "bos" | "eos": token}; ours if not given
-    ):
+    def __init__(self, json_text: str, names: Mapping[str, str | None] | None = None):
         self._backend = _load(json_text)
-        self.json = self._backend.to_str()
-        self.names = names or dict(zip(("pad", "bos", "eos"), SPECIAL_TOKENS))
+        self.json: str = self._backend.to_str()
         spec = json.loads(self.json)
+        self.names: Mapping[str, str | None] = names or dict(zip(_MARKS, SPECIAL_TOKENS))
+        reserved = [self.token_to_id(self.names.get(mark)) for mark in _MARKS]
+        self.pad_id, self.bos_id, self.eos_id = reserved
         self._byte_level = '"ByteLevel"' in json.dumps(spec["decoder"])
-        self.added_tokens = {token["content"]: token["id"] for token in spec["added_tokens"]}
+        added = spec["added_tokens"]
+        self.added_tokens: dict[str, int] = {token["content"]: token["id"] for token in added}
         self.special_ids = frozenset(self.added_tokens.values())
-        self.openers, self._finder = _openers(spec["added_tokens"]), _finder(spec["added_tokens"])
+        self.openers, self._finder = _openers(added), _finder(added)
 
-    vocab_size = cached_property(lambda self: 1 + max(self._backend.get_vocab().values()))
-    fingerprint = cached_property(lambda self: _fingerprint(self.json))
-    pad_id = property(lambda self: self.token_to_id(self.names.get("pad")))
-    bos_id = property(lambda self: self.token_to_id(self.names.get("bos")))
-    eos_id = property(lambda self: self.token_to_id(self.names.get("eos")))
+    @cached_property
+    def vocab_size(self) -> int:
+        return 1 + max(self._backend.get_vocab().values())
 
-    def token_to_id(self, token):
+    @cached_property
+    def fingerprint(self) -> str:
+        return _fingerprint(self.json)
+
+    def token_to_id(self, token: str | None) -> int | None:
         return None if token is None else self._backend.token_to_id(token)
 
-    def id_to_token(self, id):
+    def id_to_token(self, id: SupportsInt) -> str | None:
         return self._backend.id_to_token(int(id))
 
-    def token_bytes(self, id):
+    def token_bytes(self, id: SupportsInt) -> bytes:
         "The bytes of one token. An added token gives the UTF-8 of its name, an unused id nothing."
         return _token_bytes(self.id_to_token(id), self.added_tokens, self._byte_level)
 
     @cached_property
-    def partial_ids(self):
+    def partial_ids(self) -> frozenset[int]:
         return frozenset(i for i in range(self.vocab_size) if not _is_utf8(self.token_bytes(i)))
 
-    def split_special(self, text):
-        "Cut `text` at its added tokens: `[(str, id)]`, with id None for what lies between them."
+    def split_special(self, text: str) -> list[tuple[str, int | None]]:
+        "Cut `text` at its added tokens, each with its id; what lies between them has None."
         return _cut_at_added(text, self._finder, self.added_tokens)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.vocab_size
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         facts = f"vocab_size={self.vocab_size}, added={len(self.added_tokens)}"
         return f"{type(self).__name__}({facts}, fingerprint={self.fingerprint[:8]})"
 
-# %% ../nbs/02_tokenizer.ipynb #8208e5dc
-class Tokenizer(Vocabulary):
-    "Text to ids and back. Unless `allow_special` is given, no text can become an added token."
+# %% ../nbs/02_tokenizer.ipynb #2d1aa661
+class Codec(Vocabulary):
+    "Encoding and decoding on top of the vocabulary."
 
-    def __init__(self, json_text, names=None, chat_template=None):
+    def __init__(
+        self,
+        json_text: str = "",  # content of a `tokenizer.json`
+        names: Mapping[str, str | None] | None = None,  # as in `Vocabulary`
+        chat_template: str | None = None,  # Jinja text; None: `minimind.chat.CHAT_TEMPLATE`
+    ):
         super().__init__(json_text, names)
         self._plain = _without_added(self.json)
-        # Jinja text; None means `minimind.chat.CHAT_TEMPLATE`
         self.chat_template = chat_template
-
-    @classmethod
-    def train(cls, texts, vocab_size=6400, special_tokens=SPECIAL_TOKENS, max_bytes=32 << 20):
-        "Learn one from `texts`, an iterable of str; `train_backend` explains the arguments."
-        return cls(train_backend(texts, vocab_size, special_tokens, max_bytes).to_str())
-
-    @classmethod
-    def from_bpe(cls, vocab, merges, special_tokens=()):
-        "Take over what `train_bpe` has learned, with the same ids."
-        return cls(bpe_backend(vocab, merges, special_tokens).to_str())
-
-    @classmethod
-    def from_file(cls, path):
-        """Read a `tokenizer.json` or a model's folder; files beside it name pad, bos, eos and the
-        chat template. Raises `FileNotFoundError`, or `ValueError` for a file of another kind."""
-        return _read_folder(path, cls)
-
-    def save(self, path):
-        "Write `path` if it ends in `.json`, else `path/tokenizer.json`; returns the file's `Path`."
-        path = Path(path) if str(path).endswith(".json") else Path(path) / "tokenizer.json"
-        write_text(path, self._backend.to_str(pretty=True))
-        return path
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """The ids of `text`, with nothing added. `allow_special` recognises `<|im_end|>` and its
@@ -536,10 +540,55 @@ class Tokenizer(Vocabulary):
         "Encode many texts at once, on all cores. Errors name the text."
         return _encode_batch(self._backend if allow_special else self._plain, list(texts))
 
-    def decode(self, ids, skip_special: bool = False) -> str:
-        """The text of `ids`, bytes that are no UTF-8 as U+FFFD. `skip_special` leaves out control
-        tokens, but not `<think>` or `<tool_call>`. Raises `ValueError` for negative ids."""
+    def decode(self, ids: Iterable[SupportsInt], skip_special: bool = False) -> str:
+        """The text of `ids`, bytes that are no UTF-8 as U+FFFD; an id without a token adds nothing.
+        `skip_special` leaves out control tokens, but not `<think>` or `<tool_call>`. Raises
+        `TypeError`, or `ValueError` for negative ids."""
         return _decode(self._backend, ids, skip_special)
+
+    def __call__(self, *args: Any, **options: Any) -> NoReturn:
+        "Raises `TypeError`: Hugging Face's tokenizers are called, this one has methods."
+        raise TypeError(
+            "a tokenizer is not called: encode(text) gives the ids, decode(ids) the text"
+        )
+
+# %% ../nbs/02_tokenizer.ipynb #8208e5dc
+class Tokenizer(Codec):
+    """Text to ids and back: trained, read, saved. Unless `allow_special` is given, no text can
+    become an added token."""
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],  # these as in `train_backend`
+        vocab_size: int = 6400,
+        special_tokens: Sequence[str] = SPECIAL_TOKENS,
+        max_bytes: int = 32 << 20,
+    ) -> "Tokenizer":
+        "Learn one from texts."
+        return cls(train_backend(texts, vocab_size, special_tokens, max_bytes).to_str())
+
+    @classmethod
+    def from_bpe(
+        cls,
+        vocab: dict[int, bytes],
+        merges: list[tuple[bytes, bytes]],
+        special_tokens: Sequence[str] = (),
+    ) -> "Tokenizer":
+        "Take over what `train_bpe` has learned, with the same ids."
+        return cls(bpe_backend(vocab, merges, special_tokens).to_str())
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Tokenizer":
+        """Read a `tokenizer.json` or a model's folder; files beside it name pad, bos, eos and the
+        chat template. Raises `FileNotFoundError`, or `ValueError` for a file of another kind."""
+        return _read_folder(path, cls)
+
+    def save(self, path: str | Path) -> Path:  # of the file
+        "Write `path` if it ends in `.json`, else `path/tokenizer.json`."
+        file = Path(path) if str(path).endswith(".json") else Path(path) / "tokenizer.json"
+        write_text(file, self._backend.to_str(pretty=True))
+        return file
 
     def __reduce__(self):
         return type(self), (self.json, self.names, self.chat_template)

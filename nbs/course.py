@@ -111,6 +111,7 @@ def answering_model(work):  # a folder, in which `base` and `sft` are made
         data=write_rows(work / "text.jsonl", texts),
         model=str(work / "shape"),
         vocab_size=1024,
+        heldout_one_in=50,
         steps=30,
         warmup=10,
         eval_bytes=0,
@@ -128,3 +129,68 @@ def answering_model(work):  # a folder, in which `base` and `sft` are made
     quietly(pretrain.run, base)
     quietly(sft.run, tuned)
     return load_pretrained(tuned.out)
+
+
+# what a box stands for, as a colour that can be read on white, on dark and in grey print
+KINDS = {
+    "data": ("#dbe9f6", "#2166ac"),
+    "model": ("#fde3cf", "#b35806"),
+    "step": ("#d9f0e3", "#1b7837"),
+    "frozen": ("#e6e6e6", "#666666"),
+}
+
+
+def boxes(
+    things,  # (name, x, y, label, kind): where a box stands, what is in it, one of `KINDS`
+    arrows=(),  # (from, to, label)
+    title="",
+    size=(1.62, 0.72),  # of a box, in units of x and y
+    scale=0.8,  # inches a unit
+    ax=None,
+):  # the axes
+    "Draw what is connected to what. Labels are arguments, so that they can be translated."
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import FancyBboxPatch
+
+    (w, h), place = size, {name: (x, y) for name, x, y, *_ in things}
+    xs, ys = zip(*place.values())
+    if ax is None:
+        width, height = max(xs) - min(xs) + w + 0.2, max(ys) - min(ys) + h + 0.3
+        _, ax = plt.subplots(figsize=(scale * width, scale * height + 0.3 * bool(title)))
+    ax.set(xlim=(min(xs) - w / 2 - 0.1, max(xs) + w / 2 + 0.1), aspect="equal")
+    ax.set_ylim(min(ys) - h / 2 - 0.15, max(ys) + h / 2 + 0.15)
+    for name, x, y, label, kind in things:
+        fill, edge = KINDS[kind]
+        shape = FancyBboxPatch(
+            (x - w / 2 + 0.08, y - h / 2 + 0.08),
+            w - 0.16,
+            h - 0.16,
+            boxstyle="round,pad=0.08",
+            facecolor=fill,
+            edgecolor=edge,
+            linewidth=1.2,
+        )
+        ax.add_patch(shape)
+        ax.text(x, y, label, ha="center", va="center", fontsize=8.5, color="black")
+    for start, end, label in arrows:
+        _arrow(ax, place[start], place[end], label, w, h)
+    ax.set_title(title, loc="center", fontsize=10)
+    ax.axis("off")
+    return ax
+
+
+def _arrow(ax, start, end, label, w, h):
+    "An arrow from the edge of one box to the edge of another, its label at its middle."
+    (x0, y0), (x1, y1) = start, end
+    if abs(x1 - x0) >= w:  # side by side: from a right edge to a left one, or back
+        side = 1 if x1 > x0 else -1
+        x0, x1 = x0 + side * w / 2, x1 - side * w / 2
+    else:
+        side = 1 if y1 > y0 else -1
+        y0, y1 = y0 + side * h / 2, y1 - side * h / 2
+    look = dict(arrowstyle="-|>", color="#555555", linewidth=1.1, shrinkA=1, shrinkB=1)
+    ax.annotate("", (x1, y1), (x0, y0), arrowprops=look)
+    if label:
+        spot = (x0 + x1) / 2, (y0 + y1) / 2
+        back = dict(facecolor="white", edgecolor="none", pad=0.6)
+        ax.text(*spot, label, ha="center", va="center", fontsize=7.5, color="#333333", bbox=back)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -14,10 +15,13 @@ import pytest
 import torch
 
 from minimind import cli, doctor, ladder
+from minimind.log import columns
 from minimind.hub import load_pretrained, to_hf_config
+from minimind.library import LanguageModel
+from minimind.terminal import Window
 from minimind.core import data_dir, sample
 from minimind.data import manifest
-from minimind.model import ModelConfig
+from minimind.model import PRESETS, ModelConfig
 from minimind.plugins import plugin_names
 from minimind.stage import find_stage
 from minimind.train import option, options
@@ -98,6 +102,11 @@ def test_help(say):
         ("eval", "required: model"),
         ("tokenizer", "required: --data"),
         ("data show", "required: file"),
+        ("chat runs/ci/sft --model x", "named without a flag, minimind chat FOLDER"),
+        ("eval runs/ci/sft --model x", "named without a flag, minimind eval FOLDER"),
+        ("bench decod_speed", "did you mean decode_speed?"),
+        ("bench xyzzy", "choose from train_speed, "),
+        ("recipe --dry-run", "which recipe?"),
     ],
 )
 def test_wrong_usage(say, words, says):
@@ -113,8 +122,11 @@ def test_wrong_usage(say, words, says):
         ("pretrain --data some.txt --dtype float16", "'float16'"),
         ("pretrain --data some.txt --model minimind9", "minimind2-small"),
         ("sft --init nowhere", "nowhere"),
-        ("eval nowhere", "no config.json"),
-        ("chat nowhere -p hi", "no config.json"),
+        ("eval nowhere", "nowhere is not a model folder: there is no such folder"),
+        ("chat nowhere -p hi", "nowhere is not a model folder: there is no such folder"),
+        ("chat -p hi", "there is no chat model in runs/ yet"),
+        ("pretrain --data some.txt --deepspeed zero1.json", "recipes/zero1.json"),
+        ("recipe minimind2-smal-3090", "did you mean minimind2-small-3090?"),
         ("data show nowhere.jsonl", "data_samples has"),
         ("data show sft_skills.jsonl --tokenizer nowhere", "nowhere"),
         ("tokenizer --data nowhere.txt --out x", "nowhere.txt"),
@@ -178,6 +190,29 @@ def test_a_pipe_that_closes_early(words):
     assert pipe.wait(100) == 141 and err == b"", err
 
 
+def test_a_finished_line_is_out_at_once():
+    "Also into a pipe or a file, where Python would keep it back."
+    slow = (
+        "import sys, time\n"
+        "from minimind import cli\n"
+        "cli.data_list = lambda args: (print('first'), time.sleep(60))\n"
+        "cli.main(['data', 'list'])"
+    )
+    pipe = subprocess.Popen(
+        [sys.executable, "-c", slow],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
+    )
+    try:
+        start = time.monotonic()
+        assert pipe.stdout.readline() == "first\n" and time.monotonic() - start < 50
+        assert pipe.poll() is None
+    finally:
+        pipe.kill()
+        pipe.wait()
+
+
 def test_terminals_that_know_no_unicode():
     done = process("data", "list", env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0 and b"??" in done.stdout and b"sft_skills.jsonl" in done.stdout, (
@@ -237,25 +272,94 @@ def test_help_comes_from_the_fields(say, name):
         "each field of a config needs a sentence: it is the help of its flag"
     )
     for f in (f for f in fields(cls) if f.init):
-        assert (
-            f"--{f.name.replace('_', '-')} " in text and " ".join(docs[f.name].split()) in text
-        ), f.name
+        # a switch that is on can be turned off: --flag, --no-flag
+        flag = re.search(rf"--{f.name.replace('_', '-')}[ ,]", text)
+        assert flag and " ".join(docs[f.name].split()) in text, f.name
+
+
+def test_help_fits_a_terminal(say, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = say("--help")[1]
+    for name in ("tokenizer", *STAGES):
+        assert re.search(rf"^    {name} +\w", out, re.M), f"{name} stands alone in its line"
+    for name in STAGES:
+        assert max(map(len, say(name, "--help")[1].splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_flags_stand_in_parts(say, name):
+    heads = "what to read and write|of this stage|how to train|on what|log and checkpoints|advanced"
+    text = say(name, "--help")[1]
+    parts = dict(
+        zip(
+            found := re.findall(rf"^({heads}):$", text, re.M),
+            re.split(rf"(?m)^(?:{heads}):$", text)[1:],
+        )
+    )
+    assert found == [head for head in heads.split("|") if head in found] and len(found) >= 5
+    assert list(cli.flag_parts(find_stage(name).config)) == heads.split("|")
+    flags = re.findall(r"^  --(\S+)", parts["what to read and write"], re.M)
+    assert flags[0] == "data" and {"init", "heldout", "out"} <= set(flags)
+    assert "--deepspeed FILE" in parts["advanced"] and "--optimizer {muon,adamw}" in text
+    assert " STR" not in text
+
+
+def test_the_presets_are_listed_with_their_sizes(say):
+    text = " ".join(say("pretrain", "--help")[1].split())
+    assert "ci 2.8 M, ci-moe 6.3 M, minimind2-small 25.8 M" in text
+
+
+def test_the_benchmarks_are_named(say):
+    assert "train_speed, packing" in " ".join(say("bench", "--help")[1].split())
 
 
 # ---- the machine and the data
 
 
-def test_doctor(say):
+@pytest.fixture
+def quick(monkeypatch):
+    "Nothing is timed: a machine that learns so fast that even the largest preset takes an hour."
+    monkeypatch.setattr(doctor, "try_layer", lambda config, device, dtype: 1e13)
+
+
+def test_doctor(say, quick):
     code, out, err = say("doctor")
-    assert (
-        code == 0
-        and torch.__version__ in out
-        and "largest preset" in out
-        and str(data_dir()) in out
-    )
+    assert code == 0 and torch.__version__ in out and str(data_dir()) in out
+    assert all(name in out for name in PRESETS) and "minimind-3-moe-8gpu" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "\nhere: minimind-3-moe, about" in out
 
 
-def test_memory_of_odd_machines(say, monkeypatch):
+def test_what_is_tried_is_what_there_is_time_for(monkeypatch):
+    tried = []
+
+    def try_layer(config, device, dtype):
+        tried.append(config)
+        return 1e9
+
+    monkeypatch.setattr(doctor, "try_layer", try_layer)
+    cpu = torch.device("cpu")
+    speeds = doctor.preset_speeds(cpu, torch.float32, seconds=0.1)
+    # one of each kind in any case; the others are counted
+    assert tried == [PRESETS["ci"], PRESETS["ci-moe"]] and list(speeds)[0] == "ci"
+    tokens = {"ci": (10_000_000, "a"), "minimind2-small": (10_000_000, "b")}
+    needs = doctor.training_bytes(torch.float32)
+    said = doctor.recommend(needs, speeds, tokens, None)
+    assert said.startswith("here: ci") and "if the memory is there" in said
+    slow = {name: speed / 1e6 for name, speed in speeds.items()}
+    assert re.match(r"here: ci, about \d+ years", doctor.recommend(needs, slow, tokens, None))
+    assert doctor.recommend(needs, slow, {}, None).startswith("here: ci (if")
+    assert [doctor.in_words(s) for s in (90, 3 * 86400, 86400)] == ["1.5 min", "3 days", "24 h"]
+    assert "does not fit" in doctor.recommend(needs, {n: 1e9 for n in needs}, tokens, 1 << 30)
+
+
+def test_a_layer_is_tried_in_earnest():
+    speed = doctor.try_layer(PRESETS["ci"], torch.device("cpu"), torch.float32)
+    # from a very busy core to a large machine
+    assert 1e7 < speed < 1e14
+
+
+def test_memory_of_odd_machines(say, monkeypatch, quick):
     files = {
         "/proc/meminfo": "MemTotal: 8000 kB\nMemFree: 1 kB\nMemAvailable:   6000 kB\n",
         "/sys/fs/cgroup/memory.max": "max\n",
@@ -292,17 +396,36 @@ def test_memory_of_odd_machines(say, monkeypatch):
         doctor.memory() == (None, None)
         and code == 0
         and "unknown free of unknown" in out
-        and "if the memory is there" in out
+        and "if the memory is there" in " ".join(out.split())
     )
 
 
-def test_no_preset_fits(say, monkeypatch):
+def test_no_preset_fits(say, monkeypatch, quick):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(doctor, "memory", lambda: (1 << 20, 1 << 30))
     assert "none fits" in say("doctor")[1]
     monkeypatch.setattr(doctor, "memory", lambda: (1 << 40, 1 << 40))
-    assert "minimind-3-moe:" in say("doctor")[1]
+    assert "here: minimind-3-moe, about" in say("doctor")[1]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, 300])
+def test_data_list_at_any_width(say, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out = say("data", "list")[1]
+    assert max(map(len, out.splitlines())) <= columns
+    files = manifest()["files"]
+    assert all(name in out for name in files)
+    words = set(re.findall(r"\w+", out))
+    for e in files.values():
+        assert set(re.findall(r"\w+", f"{e['what']} {e['licence']}")) <= words
+
+
+def test_data_rebuild_needs_a_clone(say, monkeypatch, tmp_path):
+    (tmp_path / "MANIFEST.json").write_text('{"files": {}}')
+    monkeypatch.setenv("MINIMIND_DATA", str(tmp_path))
+    code, out, err = say("data", "rebuild")
+    assert code == 1 and "part of the repository" in err
 
 
 def test_data(say, monkeypatch, tmp_path):
@@ -450,7 +573,7 @@ def test_the_same_command_again_changes_nothing(there, say):
     )
     assert (
         code == 0
-        and "minimind chat base --plain" in out
+        and "minimind chat base" in out
         and before == {p: p.stat().st_mtime_ns for p in there.rglob("*.safetensors")}
     )
     code, out, err = say(
@@ -509,14 +632,93 @@ def test_eval(there, say):
         and "bigram" in say("eval", "base", "--text", "book.txt", "--seq-len", 64)[1]
     )
     poems = (
-        say("eval", "base", "--choices", sample("mc_poem.jsonl"), "--plain")[1],
         say("eval", "base", "--choices", sample("mc_poem.jsonl"))[1],
+        say("eval", "base", "--choices", sample("mc_poem.jsonl"), "--no-plain")[1],
     )
     assert "bits per byte" not in poems[0] and poems[0] != poems[1]
+    # as continuations, for a base model has seen no conversation
+    plain = say("eval", "base", "--choices", sample("mc_poem.jsonl"), "--plain")[1]
+    assert poems[0] == plain
     (there / "bad.jsonl").write_text('{"question": "?", "choices": ["a"], "answer": 0}\n')
     code, out, err = say("eval", "base", "--choices", "bad.jsonl")
     assert code == 1 and "bad.jsonl:1: " in err
     (there / "bad.jsonl").unlink()
+
+
+def test_eval_knows_what_belongs_to_a_run(there, say, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    # trained on a book of the user's: on what was kept out of it
+    code, out, err = say("eval", "base", "--seq-len", 64)
+    assert code == 0 and "held-out text" in out and "bits per byte" in out, err
+    assert "right" not in out and "shipped" not in out
+    code, out, err = say("eval", "tuned", "--seq-len", 64)
+    assert code == 0 and "held.jsonl" in out and "nats a learned token" in out, err
+    assert "of 6 (95 %" in out and "bits per byte" not in out
+    assert max(map(len, out.splitlines())) <= 80
+    # text is measured on a chat model if somebody asks, and the number is explained
+    out = say("eval", "tuned", "--text", "book.txt", "--seq-len", 64)[1]
+    assert "bits per byte" in out and "unlearned" in out
+    os.rename("book.txt", "gone.txt")
+    try:
+        code, out, err = say("eval", "base")
+    finally:
+        os.rename("gone.txt", "book.txt")
+    assert code == 1 and "book.txt, which is gone" in err
+
+
+def test_an_adapter_is_opened_on_its_model(there, say, tmp_path, monkeypatch):
+    words = "lora --init tuned --data chats.jsonl --heldout held.jsonl --out worn --seq-len 128"
+    assert say(*words.split(), "--steps", 2, "--batch-size", 4)[0] == 0
+    code, out, err = say("chat", "worn", "-p", "Hello", "--max-new-tokens", 5, "--seed", 3)
+    assert (
+        code == 0
+        and out
+        == say(*"chat tuned --lora worn -p Hello".split(), "--max-new-tokens", 5, "--seed", 3)[1]
+    )
+    code, out, err = say("eval", "worn")
+    assert code == 0 and "held.jsonl" in out and "nats a learned token" in out
+    # moved, both of them, and one of them alone
+    for name in ("tuned", "worn"):
+        shutil.copytree(name, tmp_path / "there" / name)
+    shutil.copytree("worn", tmp_path / "alone" / "worn")
+    monkeypatch.chdir(tmp_path)
+    assert say("chat", "there/worn", "-p", "Hello", "--max-new-tokens", 2)[0] == 0
+    code, out, err = say("chat", "alone/worn", "-p", "Hello")
+    assert code == 1 and "tuned" in err and "adapter" in err
+
+
+def test_which_model_is_opened(there, say, tmp_path, monkeypatch):
+    for name in ("base", "tuned"):
+        shutil.copytree(name, tmp_path / "runs" / name)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = say("chat", "-p", "Hi", "--max-new-tokens", 2)
+    assert code == 0 and err.startswith("runs/tuned: 0.0 M parameters, 3 steps, temperature 0.")
+    # of the whole ladder the fine-tuned one, whatever was tried on it afterwards
+    shutil.copytree("runs/tuned", "runs/ci/sft")
+    shutil.copytree("runs/tuned", "runs/ci/distill")
+    (tmp_path / "runs/ci/results.json").write_text("{}")
+    state = next((tmp_path / "runs/ci/distill").glob("trainer/*/state.json"))
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"saved": time.time() + 9}))
+    assert "runs/ci/sft: " in say("chat", "-p", "Hi", "--max-new-tokens", 2)[2]
+    # a base model goes on with a text by itself
+    code, out, err = say("chat", "runs/base", "-p", "The", "--max-new-tokens", 2, "--seed", 1)
+    assert code == 0 and "a base model" in err
+    plain = say(*"chat runs/base -p The --max-new-tokens 2 --seed 1 --plain".split())
+    assert plain[1] == out and "a base model" not in plain[2]
+
+
+def test_the_folder_says_how_to_draw(there, say, tmp_path):
+    shutil.copytree("tuned", tmp_path / "m")
+    file = tmp_path / "m" / "generation_config.json"
+    words = "chat", tmp_path / "m", "-p", "Hello", "--max-new-tokens", 20
+    own = json.loads(file.read_text())
+    file.write_text(json.dumps(own | {"do_sample": False}))
+    assert say(*words, "--seed", 1)[1] == say(*words, "--seed", 2)[1], "greedy"
+    assert say(*words, "--seed", 1, "--temperature", 5)[1] != say(*words, "--seed", 1)[1]
+    file.write_text(json.dumps(own | {"temperature": 5.0, "top_p": 1.0}))
+    hot = say(*words, "--seed", 1)[1]
+    assert hot == say(*words, "--seed", 1, "--temperature", 5, "--top-p", 1)[1]
+    assert hot != say(*words, "--seed", 2)[1]
 
 
 def test_one_question(there, say):
@@ -542,7 +744,7 @@ def typed(monkeypatch, *lines):  # what a user types; an exception is raised as 
 
 
 def test_chat(there, say, monkeypatch):
-    import minimind.generate
+    import minimind.library
 
     seen, replies = [], iter([["Hel", "lo."], ["Fine", KeyboardInterrupt()], [], ["New."], ["?"]])
 
@@ -553,7 +755,7 @@ def test_chat(there, say, monkeypatch):
                 raise piece
             yield piece
 
-    monkeypatch.setattr(minimind.generate, "stream", stream)
+    monkeypatch.setattr(minimind.library, "stream", stream)
     typed(monkeypatch, "one", "  ", "two", "three", "/new", "four", "/quit", "never")
     code, out, err = say("chat", "tuned", "--system", "Sys.")
     assert code == 0 and err == "" and "Hello.\n" in out and "Fine …\n" in out
@@ -573,6 +775,110 @@ def test_a_chat_that_grows_too_long(there, say, monkeypatch):
     typed(monkeypatch, "short", "long " * 200, "short again", "/new", "short")
     code, out, err = say("chat", "tuned", "--max-new-tokens", 2, "--temperature", 0)
     assert code == 0 and out.count("context of 128") == 1 and "/new" in out, out + err
+
+
+class Script(LanguageModel):
+    "A model that says what it is told to say."
+
+    def __init__(self, there, *replies):
+        super().__init__(*load_pretrained(there / "tuned"))
+        self.replies, self.asked, self.options, self.sizes = iter(replies), [], [], []
+
+    def write(self, ids, **options):
+        self.asked.append(self.tokenizer.decode(ids))
+        self.options.append(options)
+        self.sizes.append(len(ids))
+        yield from next(self.replies).split("|")
+
+
+@pytest.fixture
+def window(there, monkeypatch, capsys):
+    "Lines typed into a window on a scripted model: the model, and what was printed."
+
+    def run(replies, *lines, **options):
+        lm = Script(there, *replies)
+        typed(monkeypatch, *lines)
+        capsys.readouterr()
+        options = {"max_new_tokens": 20, "seed": None, "temperature": None} | options
+        trained, plain = options.pop("trained", None), options.pop("plain", False)
+        Window(lm, options, plain, trained).loop()
+        return lm, capsys.readouterr().out
+
+    return run
+
+
+def test_commands_never_reach_the_model(window, tmp_path):
+    lm, out = window(
+        [], "/hlep", "/nonsense x", "/etc/passwd", "/", "/temp hot", "/temp -1", "/save x.txt"
+    )
+    assert lm.asked == [] and "did you mean /help?" in out and out.count("is no command") == 4
+    assert out.count("wanted a number from 0 to 10") == 2 and ".jsonl" in out
+    lm, out = window(
+        ["Yes."], "/help", " /etc is a folder?", "/save nowhere/x.jsonl", "/quit", "never"
+    )
+    assert "/regenerate" in out and "/etc is a folder?" in lm.asked[0] and len(lm.asked) == 1
+    assert "No such file" in out
+
+
+def test_commands(window, tmp_path):
+    kept = tmp_path / "kept.jsonl"
+    lm, out = window(
+        ["One.", "Two.", "Three.", "Four."],
+        *(
+            "Hi",
+            "/regenerate",
+            "/temp 0.2",
+            "/system Be brief.",
+            "Hi",
+            f"/save {kept}",
+            "/new",
+            "Ho",
+        ),
+        seed=3,
+    )
+    assert [o["seed"] for o in lm.options] == [3, 4, 4, 4] and lm.options[2]["temperature"] == 0.2
+    assert "One." not in lm.asked[1] and "Be brief." in lm.asked[2] and "Two." not in lm.asked[2]
+    assert "Be brief." in lm.asked[3] and "Three." not in lm.asked[3]
+    rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+    roles = [m["role"] for m in rows[0]["conversations"]]
+    assert len(rows) == 1 and roles == ["system", "user", "assistant"]
+    assert "(nothing has been asked yet)" in window([], "/regenerate")[1]
+
+
+def test_messages_of_several_lines(window):
+    lm, out = window(["a", "b", "c"], '"""one', "two", 'three"""', '"""four"""', "five\nsix")
+    asked = [re.findall(r"user\n(.*?)<", s, re.S)[-1] for s in lm.asked]
+    assert asked == ["one\ntwo\nthree", "four", "five\nsix"]
+
+
+def test_what_is_forgotten_is_said(window):
+    lm, out = window(["Yes."] * 6, *(f"number {n} " * 3 for n in range(6)), trained=100)
+    assert "forgotten, to stay within 100 tokens of a training row; /new starts again" in out
+    assert "number 0" not in lm.asked[-1] and "number 5" in lm.asked[-1]
+    assert max(lm.sizes) < 100
+    # a message that is too long by itself: asked, and said
+    lm, out = window(["Yes.", "No."], "short", "long " * 15, trained=32)
+    assert "longer than the 32 tokens of a training row" in out and len(lm.asked) == 2
+    # a reply that has used up its tokens
+    assert "cut off at 20 tokens" in window(["word " * 30], "Hi")[1]
+    assert "cut off" not in window(["word"], "Hi")[1]
+
+
+def test_colour_is_for_terminals(there, monkeypatch):
+    def screen(**env):
+        for name in ("NO_COLOR", "TERM"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "stdout", out := io.StringIO())
+        out.isatty = lambda: True
+        typed(monkeypatch, "Hi")
+        Window(Script(there, "Hello|there."), {"max_new_tokens": 20, "seed": None}).loop()
+        return out.getvalue()
+
+    assert re.search(r"Hellothere\.\n\x1b\[2m\d+ tokens, [\d,]+/s\x1b\[0m", screen(TERM="xterm"))
+    for env in (dict(NO_COLOR="1"), dict(TERM="dumb")):
+        assert screen(**env) == "Hellothere.\n\n"
 
 
 # ---- the tokenizer, small texts, the ladder
@@ -670,9 +976,10 @@ def test_the_ladder(say, tmp_path, monkeypatch):
     )
     assert code == 0, err
     for word in (
-        "1/6",
-        "5/6",
-        "6/6",
+        "[1/7]",
+        "[6/7]",
+        "[7/7]",
+        "About ",
         *ladder.rungs(),
         "before",
         "bigram",
@@ -686,10 +993,14 @@ def test_the_ladder(say, tmp_path, monkeypatch):
     ):
         assert word in out, word
     results = json.loads((tmp_path / "ci" / "results.json").read_text(encoding="utf-8"))
-    assert (
-        set(results) == {"heldout", "answers", "choices", "stages", "tokens_per_second", "chats"}
-        and list(results["chats"]) == ladder.QUESTIONS
-    )
+    told = {"heldout", "answers", "choices", "stages", "tokens_per_second", "chats"}
+    told |= {"before", "baselines", "minutes", "chats_right", "adapter_chat"}
+    assert set(results) == told and list(results["chats"]) == ladder.QUESTIONS
+    assert set(results["before"]) == set(results["stages"]) == set(ladder.rungs())
+    assert results["before"]["grpo"]["heldout_reward"] >= 0
+    assert "exact_match" in results["baselines"]["distill"]
+    too_wide = [line for line in out.replace(str(tmp_path), "").splitlines() if columns(line) > 79]
+    assert not too_wide, too_wide
     assert "replies" not in results["answers"] and results["answers"]["n"] == 8
     for numbers in results["heldout"].values():
         assert {"bits_per_byte", "unigram", "bigram", "xz", "bytes"} <= set(numbers)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from minimind import core
+from minimind.plugins import load_plugin
 
 
 @pytest.fixture
@@ -199,6 +200,13 @@ def test_only_what_nobody_writes_to_is_swept(tmp_path):
         ".other.3-3.tmp",
         "made",
     ]
+
+
+def test_a_kind_of_plugin_that_is_not_there():
+    with pytest.raises(
+        ValueError, match="no plug-ins of kind 'trackers'; choose of stage, strategy"
+    ):
+        load_plugin("trackers", "wandb")
 
 
 def test_a_stateful_says_what_it_lacks():

@@ -1043,7 +1043,7 @@ def test_epoch_rows_visit_every_row_once_an_epoch():
 
 
 # the others need downloads
-@pytest.mark.parametrize("builder", ["skills", "dpo", "lora", "examples"])
+@pytest.mark.parametrize("builder", ["skills", "talks", "dpo", "lora", "examples"])
 def test_generated_samples_are_what_their_builder_makes(tmp_path, builder):
     "Who changes a builder has to commit what it makes now."
     made = {

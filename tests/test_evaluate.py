@@ -479,6 +479,111 @@ def test_malformed_questions(model, tok, row, says):
         ev.exact_match(model, tok, [row])
 
 
+# ---- conversations
+def test_a_conversation_goes_on_with_what_the_model_said(model, tok, monkeypatch):
+    asked = []
+
+    def answers(model, tokenizer, conversations, max_new_tokens, **sampling):
+        asked.append(([list(c) for c in conversations], sampling))
+        return [f"{c[-1]['content']}={len(c)}" for c in conversations]
+
+    monkeypatch.setattr(ev, "answers", answers)
+    system = dict(role="system", content="Be brief.")
+    long = [system, *talk("a", "the reference", "b", "another", "c")]
+    got = ev.converse(model, tok, [long, talk("d"), []], 9, seed=5, temperature=0.3)
+    assert got == [["a=2", "b=4", "c=6"], ["d=1"], []]
+    assert [how for _, how in asked] == [dict(seed=5 + i, temperature=0.3) for i in range(3)]
+    assert asked[0][0] == [[system, *talk("a")], talk("d")]
+    assert asked[2][0] == [[system, *talk("a", "a=2", "b", "b=4", "c")]]
+    assert long[2]["content"] == "the reference" and len(long) == 6
+
+
+def test_conversations_are_counted_by_turn(model, tok, monkeypatch):
+    monkeypatch.setattr(ev, "answers", lambda m, t, c, n, **how: ["It is 4, Tom."] * len(c))
+    rows = [
+        dict(conversations=talk("2+2?", "4", "And who?"), answers=["4", ["ann", "tom"]]),
+        dict(conversations=talk("1+1?"), answers=["2"]),
+        dict(conversations=talk("a?", "b", "c?", "d", "e?"), answers=["x", ["tom"], ["it is"]]),
+    ]
+    got = ev.conversation_accuracy(model, tok, rows)
+    assert got["turns"] == [(1, 3), (2, 2), (1, 1)] and got["n"] == 6
+    assert got["accuracy"] == 4 / 6 and (got["low"], got["high"]) == ev.wilson(4, 6)
+    assert [len(said) for said in got["replies"]] == [2, 1, 3]
+
+
+def test_a_conversation_is_greedy_unless_asked(model, tok):
+    talks = [talk("The cat", "…", "and the dog"), talk("x")]
+    greedy = ev.converse(model, tok, talks, 5)
+    assert greedy == ev.converse(model, tok, talks, 5, seed=1) == ev.converse(model, tok, talks, 5)
+    hot = [ev.converse(model, tok, talks, 5, seed=seed, temperature=5.0) for seed in (1, 1, 2)]
+    assert hot[0] == hot[1] != hot[2]
+
+
+@pytest.mark.parametrize(
+    "answers, says",
+    [
+        (None, r"one for each question of the user.s \(1"),
+        (["4", "5"], "one for each question"),
+        ([[]], "none empty"),
+        ([4], "none empty"),
+        ([["four", ""]], "none empty"),
+    ],
+)
+def test_a_malformed_conversation_is_named(model, tok, answers, says):
+    row = dict(conversations=talk("2+2?", "4"), answers=answers)
+    with pytest.raises(ValueError, match=says):
+        ev.conversation_accuracy(model, tok, [row])
+    with pytest.raises(ValueError, match="no conversations"):
+        ev.conversation_accuracy(model, tok, [])
+
+
+def test_files_of_conversations_are_measured(model, tok, tmp_path):
+    rows = [dict(conversations=talk("2+2?", "4", "3+3?"), answers=["4", "6"])] * 2
+    path = tmp_path / "talks.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    got = ev.measure_conversations(model, tok, [path], max_new_tokens=4)
+    assert got == {"talks.jsonl": ev.conversation_accuracy(model, tok, rows, 4)}
+    [_, row] = ev.measurement_rows({}, {}, {}, got)
+    assert row[:2] == ["talks.jsonl", "right in conversation"] and "0/2  0/2" in row[3]
+
+
+def shipped(name):
+    return [json.loads(line) for line in sample(name).read_text(encoding="utf-8").splitlines()]
+
+
+def lines_of_the_user(rows):
+    return {m["content"] for r in rows for m in r["conversations"] if m["role"] == "user"}
+
+
+@pytest.mark.parametrize("name", ["sft_talks_heldout.jsonl", "first_panel.jsonl"])
+def test_the_shipped_conversations_are_answered_right(name):
+    for row in map(ev.check_talk, shipped(name)):
+        replies = [m["content"] for m in row["conversations"] if m["role"] == "assistant"]
+        for reply, answer in zip(replies, row["answers"]):
+            key = "must_contain" if isinstance(answer, list) else "answer"
+            assert ev.answers_row(reply, {key: answer}), (reply, answer)
+
+
+def test_no_held_out_conversation_is_trained_on():
+    from minimind.sft import CHAT_SAMPLES
+
+    trained = lines_of_the_user(row for name in set(CHAT_SAMPLES[0]) for row in shipped(name))
+    talks, panel = shipped("sft_talks_heldout.jsonl"), shipped("first_panel.jsonl")
+    assert not trained & lines_of_the_user(talks)
+    assert len(talks) == 40 and all(len(row["answers"]) == 3 for row in talks)
+    problems = {p for row in talks for p in row["problems"]}
+    assert not problems & {row["problem"] for row in shipped("sft_skills.jsonl")}
+    asked = [
+        (m["content"], known)
+        for row in panel
+        for m, known in zip(
+            [m for m in row["conversations"] if m["role"] == "user"], row["trained"]
+        )
+    ]
+    assert len(asked) == 60 and all(known == (text in trained) for text, known in asked)
+    assert sum(known for _, known in asked) <= 15
+
+
 # ---- slips of the caller
 def test_a_single_text_is_one_document(tok, model):
     text = "A king and his hundred men."

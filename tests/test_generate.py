@@ -1,7 +1,9 @@
 """Generation against Hugging Face's, and its promises: a batch is each row alone, seeds repeat,
 streams show whole characters, bad requests say why."""
 
+import inspect
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -466,11 +468,50 @@ def test_every_row_may_use_the_whole_context(lengths):
         (dict(top_p=1.1), "top_p=1.1"),
         (dict(repetition_penalty=0), "repetition_penalty=0"),
         (dict(temperature=1.0, seed=[1, 2]), "2 seeds for 1 prompts"),
+        (dict(max_new_tokens=2.5), "max_new_tokens=2.5: must be a whole number"),
+        (dict(max_new_tokens="10"), "max_new_tokens='10': must be a whole number"),
+        (dict(temperature="0.7"), "temperature='0.7': must be 0"),
+        (dict(temperature=None), "temperature=None: must be 0"),
+        (dict(top_k=5.0), "top_k=5.0: must be a whole number"),
+        (dict(eos_token_id="</s>"), "eos_token_id='</s>': must be a token id.*tokenizer.eos_id"),
+        (dict(eos_token_id=2.0), "eos_token_id=2.0: must be a token id"),
+        (dict(model="runs/sft"), "'runs/sft' is a path, not a model.*load_pretrained"),
+        (dict(model=Path("runs/sft")), "'runs/sft' is a path, not a model"),
     ],
 )
 def test_bad_requests(model, change, message):
     with pytest.raises(ValueError, match=message):
-        generate(model, **(dict(prompts=[[5]]) | change))
+        generate(**(dict(model=model, prompts=[[5]]) | change))
+
+
+@pytest.mark.parametrize("stop", [["ok", ""], [7], "", [None]])
+def test_a_stop_string_is_a_text(model, tokenizer, stop):
+    with pytest.raises(ValueError, match="a stop string must be a text, and must not be empty"):
+        next(stream(model, tokenizer, [5], stop=stop)) if stop else next(
+            stream(model, tokenizer, [5], stop=[stop])
+        )
+
+
+def test_a_path_is_no_model_anywhere(tokenizer):
+    for ask in (
+        lambda: chat("runs/sft", tokenizer, "Hi"),
+        lambda: next(stream("x", tokenizer, [1])),
+    ):
+        with pytest.raises(ValueError, match="is a path, not a model"):
+            ask()
+
+
+def test_all_forms_have_the_same_options():
+    "What `help` shows of `generate`, `stream` and `chat` is what `decode_steps` does."
+    shared, own = inspect.signature(decode_steps).parameters, ("copies", "logprobs")
+    first = list(shared).index("temperature")
+    options = [name for name in list(shared)[first:] if name not in own]
+    for function in (generate, stream, chat):
+        theirs = inspect.signature(function).parameters
+        assert list(theirs)[-len(options) :] == options
+        for name in ("max_new_tokens", *options):
+            assert theirs[name].default == shared[name].default
+        assert all(f"\n    {name} " in generate.__doc__ for name in options)
 
 
 def test_one_prompt_or_many_lists_or_tensors(model):
@@ -613,7 +654,9 @@ def test_chat(tokenizer):
     ) == tokenizer.decode(tokenizer.encode("the fox")[:2])
 
 
-@pytest.mark.parametrize("prompts", ["hello", ["hello"], [[1.5, 2]], [["a"]]])
+@pytest.mark.parametrize(
+    "prompts", ["hello", ["hello"], [[1.5, 2]], [["a"]], None, 5, [None], {5: 6}, torch.tensor(5)]
+)
 def test_text_is_no_prompt(model, prompts):
     with pytest.raises(ValueError, match="encode the text first"):
         generate(model, prompts, 2)

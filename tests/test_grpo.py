@@ -791,6 +791,7 @@ def test_kill_9_in_the_middle_of_a_rollout(world, tmp_path):
         "5",
         "--device",
         "cpu",
+        "--no-eval-first",
     ]
 
     def start(out, holds=""):
@@ -953,7 +954,7 @@ def test_a_reward_that_fails_costs_nothing(
     kind, broken, message, world, finished, tmp_path, monkeypatch
 ):
     whole, _ = finished(kind)
-    cfg = config(kind, world, tmp_path / "run", reward_timeout=0.5)
+    cfg = config(kind, world, tmp_path / "run", reward_timeout=0.5, eval_first=False)
     calls = []
 
     def fails_later(rows, replies):

@@ -27,6 +27,7 @@ from minimind.model import PRESETS, flops_per_token
 from minimind.recipe import (
     GPUS,
     check_data,
+    find_recipe,
     estimate,
     format_recipe,
     gpu_of,
@@ -272,10 +273,30 @@ def test_bad_recipes(tmp_path, old, new, says):
 
 
 def test_no_recipe(tmp_path):
-    with pytest.raises(FileNotFoundError, match="ci.toml"):
+    with pytest.raises(FileNotFoundError, match="cii.toml: no such recipe; did you mean ci?"):
         load_recipe(root / "recipes/cii.toml")
-    with pytest.raises(FileNotFoundError, match="none in"):
+    with pytest.raises(FileNotFoundError, match="there are ci, colab-t4, ") as e:
         load_recipe(tmp_path / "x.toml")
+    assert str(tmp_path) in str(e.value)
+
+
+def test_recipes_by_name(capsys, tmp_path, monkeypatch):
+    for name in ("minimind2-small-3090", "minimind2-small-3090.toml"):
+        assert find_recipe(name).samefile(root / "recipes/minimind2-small-3090.toml")
+    monkeypatch.chdir(tmp_path)
+    # wherever one stands
+    assert find_recipe("ci").samefile(CI)
+    (tmp_path / "ci").mkdir()
+    assert find_recipe("ci").samefile(CI), "a folder is not a recipe"
+    (tmp_path / "recipes").mkdir()
+    shutil.copy(CI, tmp_path / "recipes/ci.toml")
+    shutil.copy(CI, tmp_path / "recipes/own.toml")
+    assert find_recipe("ci").samefile(tmp_path / "recipes/ci.toml"), "what is here comes first"
+    code, out, err = say(capsys, "recipe")
+    assert code == 0 and "\nown\n" in out and "minimind-3-moe-8gpu" in out
+    assert say(capsys, "recipe", "colab-t4", "--dry-run")[0] == 0
+    code, out, err = say(capsys, "recipe", "minimind2-smal-3090")
+    assert code == 1 and "did you mean minimind2-small-3090?" in err
 
 
 def test_changes():
@@ -475,7 +496,7 @@ def test_dry_run(capsys, tmp_path, monkeypatch):
         ("{CI} --set lr", 1, "wanted KEY=VALUE"),
         ("{CI} --set lrr=1", 1, "did you mean lr?"),
         ("{CI} --dyr-run", 2, "did you mean --dry-run?"),
-        ("", 2, "required: file"),
+        ("--dry-run", 2, "which recipe?"),
         ("{CI}", 1, "data_samples/pretrain_en.jsonl"),
         ("{ROOT}/recipes/minimind-3-h200.toml", 1, "modelscope download"),
         (
@@ -722,7 +743,7 @@ def test_the_small_recipe(done):
     assert (
         second.returncode == 0
         and "sft: all 36 steps are done" in second.stdout
-        and "bpb_heldout" in first.stdout
+        and "bits per byte" in first.stdout
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
+from minimind.attention import attend
 from minimind.model import (
     PRESETS,
     MiniMind,
@@ -517,6 +518,12 @@ def test_beyond_the_last_position():
 def test_bad_input_shape(shape):
     with pytest.raises(ValueError, match="input_ids has shape"):
         build(tiny())(torch.zeros(shape, dtype=torch.long))
+
+
+def test_heads_that_do_not_divide():
+    q, k = torch.randn(1, 5, 4, 8), torch.randn(1, 5, 3, 8)
+    with pytest.raises(ValueError, match="num_kv_heads=3 does not divide num_heads=4"):
+        attend(q, k, k)
 
 
 def test_full_cache():

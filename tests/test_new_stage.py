@@ -51,7 +51,7 @@ def test_it_learns_and_leaves_a_model(tmp_path):
     assert "12 steps" in minimind("toy", "--dry-run", *SMALL, cwd=tmp_path)
     assert not (tmp_path / "runs").exists()
     said = minimind("toy", *SMALL, "--steps", "40", "--lr", "1e-2", cwd=tmp_path)
-    assert "The model is in runs/toy.  Next:  minimind chat runs/toy" in said
+    assert "The model is in runs/toy.  Next:\n  minimind chat runs/toy\n" in said
     curve = losses(tmp_path / "runs" / "toy")
     assert len(curve) == 40 and curve[-1] < curve[0] - 2
     assert load_model(tmp_path / "runs" / "toy").config.hidden_size == 32

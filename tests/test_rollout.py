@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from dataclasses import fields, replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from minimind import rollout
+from minimind import rewards, rollout
 from minimind.chat import encode_chat
 from minimind.hub import load_model, read_tensors, save_pretrained
 from minimind.core import IGNORE
@@ -29,6 +30,7 @@ from minimind.generate import decode_steps, generate
 from minimind.model import PRESETS, MiniMind
 from minimind.rewards import (
     REWARDS,
+    Judge,
     ModelReward,
     RewardError,
     RewardMix,
@@ -752,6 +754,7 @@ def test_read_prompts(tokenizer, tmp_path):
     rows = [question(1, 2), {"messages": [{"role": "user", "content": "你好"}]}]
     file = write_jsonl(tmp_path / "p.jsonl", rows)
     prompts = read_prompts([file], tokenizer, 64, 16)
+    assert prompts == read_prompts(str(file), tokenizer, 64, 16)  # a lone name will do
     assert (
         prompts[0].ids
         == encode_chat(
@@ -840,6 +843,61 @@ def test_answer_needs_an_answer():
         RewardError, match="'answer' raised ValueError: the row has no 'answer'.*p.jsonl:2"
     ):
         RewardMix(["answer"])([{"answer": "1"}, {}], ["1", "1"], ["p.jsonl:1", "p.jsonl:2"])
+
+
+def test_what_a_reward_needs_is_asked_of_the_rows(tokenizer, tmp_path):
+    "A row that can't be judged is found when it is read, with its line, not when it is drawn."
+    talk = [{"role": "user", "content": "1+2?"}]
+    rows = [{"conversations": talk, "answer": "3"}, {"conversations": talk, "answer": 3}]
+    file = write_jsonl(tmp_path / "p.jsonl", [*rows, {"conversations": talk}])
+    read = partial(read_prompts, [file], tokenizer, 64, 16)
+    assert len(read(check_row=RewardMix("length=-1").check_row)) == 3
+    check = RewardMix(("length=-1", "answer")).check_row
+    with pytest.raises(
+        BadLine, match=":2: row without what the reward answer needs:.*it is 3; --rew"
+    ):
+        read(check_row=check)
+    found = read(check_row=check, on_bad_line="skip")
+    assert len(found) == 1 and str(found).endswith(
+        "left out: 2 × row without what the reward answer needs"
+    )
+    with pytest.raises(ValueError, match="has no 'answer', but 'conversations'"):
+        check({"conversations": talk})
+    with pytest.raises(
+        ValueError, match="reward reasoning_gym needs: the row has no metadata.source"
+    ):
+        RewardMix("reasoning_gym").check_row(rows[0])
+
+
+def test_a_judge_may_refuse_rows(monkeypatch):
+    class Critic(Judge):
+        def __call__(self, rows, replies):
+            return [float(row["taste"]) for row in rows]
+
+        def check_row(self, row):
+            if "taste" not in row:
+                raise ValueError("the row has no taste")
+
+    monkeypatch.setitem(REWARDS, "critic", Critic())
+    mix = RewardMix("critic")
+    mix.check_row({"taste": 1})
+    with pytest.raises(ValueError, match="what the reward critic needs: the row has no taste"):
+        mix.check_row({})
+
+
+def test_a_reward_is_registered_anew_with_its_check(monkeypatch):
+    monkeypatch.setattr(rewards, "REWARDS", dict(REWARDS))
+    monkeypatch.setattr(rewards, "ROW_CHECKS", dict(rewards.ROW_CHECKS))
+    rewards.reward("answer")(lambda rows, replies: [1.0] * len(rows))
+    RewardMix("answer").check_row({})
+
+
+@pytest.mark.parametrize(
+    "rows,replies", [({"answer": "1"}, ["1"]), ([{}], "1"), ([{}], ["1", "2"])]
+)
+def test_rows_and_replies_are_two_lists(rows, replies):
+    with pytest.raises(ValueError, match="two lists: for each reply the row"):
+        RewardMix("length")(rows, replies)
 
 
 def test_format():

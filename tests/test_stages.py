@@ -3,6 +3,7 @@ plans without writing, and says what is wrong. A new stage joins by an entry in 
 
 import json
 import re
+import shutil
 import signal
 import warnings
 from pathlib import Path
@@ -11,14 +12,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from minimind import pretrain, train
-from minimind.hub import load_pretrained, save_pretrained, to_hf_config
-from minimind.cli import main
+from minimind import pretrain, sft, train
+from minimind import stage as stages
+from minimind.hub import load_pretrained, read_tensors, save_pretrained, to_hf_config
+from minimind.hub import write_tensors
+from minimind.checkpoint import SettingsChanged, newest_run, run_stage_name, run_state
+from minimind.cli import build_parser, main
 from minimind.core import sample
 from minimind.data import JsonlReader, in_heldout, read_documents
 from minimind.model import MiniMind, ModelConfig
 from minimind.plugins import plugin_names
-from minimind.stage import find_stage
+from minimind.stage import find_stage, settled
 from minimind.tokenizer import Tokenizer
 from minimind.log import read_metrics
 from shared import SHAPE, write_lines
@@ -208,9 +212,9 @@ def test_learns(name, finished):
         k: v for line in lines if line["step"] == cfg.steps for k, v in line.items()
     }
     measured = [line for line in lines if "lr" not in line]
-    assert len(measured) == 1 and all(v == v for v in measured[0].values()), (
-        "held-out numbers at the end, and only there"
-    )
+    when = [0, cfg.steps] if cfg.eval_first else [cfg.steps]
+    assert [line["step"] for line in measured] == when, "held-out numbers at the ends only"
+    assert all(v == v for line in measured for v in line.values())
 
 
 # for those: tests/test_lora.py
@@ -374,9 +378,11 @@ def test_a_part_is_kept_out_where_no_files_are(name, measure, world, tmp_path, c
     assert "held out: " in capsys.readouterr().out
     if name == "pretrain":
         files, _ = cfg.files(pretrain.TEXT_SAMPLES)
-        assert all(map(in_heldout, pretrain.heldout_texts(cfg, files, [])["heldout"])) and not any(
-            map(in_heldout, read_documents(files, "train"))
-        )
+        cfg = pretrain.fit_to_text(cfg, files, [])
+        held = pretrain.heldout_texts(cfg, files, [])["heldout"]
+        one_in = run_state(cfg.out)["settings"]["heldout_one_in"]
+        assert held and all(in_heldout(text, one_in) for text in held)
+        assert not any(in_heldout(text, one_in) for text in read_documents(files, "train", one_in))
 
 
 def test_pretraining_can_go_on_from_a_model(world, tmp_path):
@@ -472,6 +478,224 @@ def test_little_data_are_all_trained_on_and_that_is_said(world, tmp_path, capsys
     )
     assert "bpb_heldout" not in stage.run(cfg)
     assert "nothing is held out" in capsys.readouterr().out
+
+
+# ---- runs find each other, and may be moved
+def test_a_run_says_which_stage_made_it(finished):
+    for name in ("pretrain", "sft", "dpo", "lora"):
+        _, cfg, _ = finished(name)
+        assert run_stage_name(cfg.out) == run_state(cfg.out)["settings"]["stage"] == name
+
+
+def test_a_stage_begins_from_the_newest_run(world, finished, monkeypatch, capsys, tmp_path):
+    for name in ("pretrain", "sft"):
+        finished(name)
+    monkeypatch.chdir(world)
+    begun = {}
+    for name, from_whom in (("sft", "pretrain"), ("dpo", "sft")):
+        stage, cfg = config(name, world, tmp_path / name, init=None, steps=1)
+        stage.run(cfg)
+        assert f"begins from runs/{from_whom}, the newest" in capsys.readouterr().out
+        begun[name] = run_state(cfg.out)["settings"]["init"]
+    assert begun["sft"] == str(world / "runs" / "pretrain")
+    # a newer one has come; the run that goes on keeps the one that it was begun with
+    stage, newer = config("pretrain", world, world / "runs" / "deep" / "newer", steps=1)
+    stage.run(newer)
+    assert newest_run("base", world / "runs").name == "newer"
+    stage, cfg = config("sft", world, tmp_path / "sft", init=None, steps=1)
+    stage.run(cfg)
+    assert "are done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [n for n in STAGES if n != "pretrain"])
+def test_without_a_run_to_begin_from_the_maker_is_named(name, world, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    gone = "teacher" if name == "distill" else "init"
+    said = complaint(flags(name, world, tmp_path / "run", **{gone: None}), capsys)
+    maker = "pretrain" if name == "sft" else "sft"
+    assert f"`minimind {maker}` or `minimind run` makes one" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def clone(world, tmp_path, monkeypatch):  # a folder with data and two runs, as a clone has it
+    "Base and fine-tuned model, begun by relative paths from within the folder."
+    here = tmp_path / "clone"
+    here.mkdir()
+    for name in ("texts", "more_texts", "chats", "more_chats"):
+        (here / f"{name}.jsonl").write_bytes((world / f"{name}.jsonl").read_bytes())
+    monkeypatch.chdir(here)
+    go_on(world)
+    return here
+
+
+def go_on(world):  # in the clone's folder: the same commands again
+    last = []
+    base = dict(data=("texts.jsonl",), heldout=("more_texts.jsonl",), steps=2)
+    chats = dict(data=("chats.jsonl",), heldout=("more_chats.jsonl",), init="runs/base", steps=2)
+    for name, out, own in (("pretrain", "base", base), ("sft", "chat", chats)):
+        stage, cfg = config(name, world, f"runs/{out}", **own)
+        last.append(stage.run(cfg))
+    return last
+
+
+@pytest.mark.parametrize("how", ["copied", "renamed", "runs copied"])
+def test_runs_may_be_moved(how, clone, world, tmp_path, monkeypatch, capsys):
+    new = tmp_path / "elsewhere"
+    if how == "renamed":
+        clone.rename(new)
+    elif how == "copied":
+        shutil.copytree(clone, new, copy_function=shutil.copyfile)  # with times of its own
+    else:
+        new.mkdir()
+        shutil.copytree(clone / "runs", new / "runs", copy_function=shutil.copyfile)
+        for file in clone.glob("*.jsonl"):
+            shutil.copyfile(file, new / file.name)
+    monkeypatch.chdir(new)
+    stores = {f: f.stat().st_ino for f in Path("runs").glob("*/store/meta.json")}
+    capsys.readouterr()
+    assert [last["step"] for last in go_on(world)] == [2, 2]
+    assert capsys.readouterr().out.count("are done") == 2
+    assert {f: f.stat().st_ino for f in stores} == stores  # nothing was tokenised again
+
+
+def test_a_moved_run_finds_what_it_was_begun_with(clone, world, tmp_path, monkeypatch):
+    new = tmp_path / "elsewhere"
+    clone.rename(new)
+    monkeypatch.chdir(new)
+    chats = dict(data=("chats.jsonl",), heldout=("more_chats.jsonl",), steps=2)
+    stage, cfg = config("sft", world, "runs/chat", **chats, init=None)  # it is open
+    assert settled(cfg).init == "runs/base"
+    assert stage.run(cfg)["step"] == 2
+
+
+def test_another_model_under_the_same_path_is_refused(clone, world):
+    tensors = read_tensors("runs/base/model.safetensors")
+    write_tensors("runs/base/model.safetensors", {k: v + 1 for k, v in tensors.items()})
+    with pytest.raises(SettingsChanged, match="init_sha256 was"):
+        chats = dict(data=("chats.jsonl",), heldout=("more_chats.jsonl",), steps=2)
+        stage, cfg = config("sft", world, "runs/chat", **chats, init="runs/base")
+        stage.run(cfg)
+
+
+def test_a_constant_run_can_be_given_more_steps(world, tmp_path):
+    def train(steps, out="run", **more):
+        how = dict(schedule="constant", warmup=0, steps=steps) | more
+        stage, cfg = config("pretrain", world, tmp_path / out, **how)
+        return stage.run(cfg)["loss"], (tmp_path / out / "model.safetensors").read_bytes()
+
+    train(4)
+    assert train(8) == train(8, "whole")  # as if it had been planned
+    train(4, "cosine", schedule="cosine")
+    with pytest.raises(SettingsChanged, match="steps was 4, is 8.*--init .*cosine --out"):
+        train(8, "cosine", schedule="cosine")
+
+
+# ---- one's own text and chats, in one command
+def own_text(path, kilobytes):
+    words = " ".join(row["text"] for _, row in JsonlReader(sample("pretrain_en.jsonl")))
+    return path.write_text(words[: kilobytes * 1000], encoding="utf-8") and path
+
+
+def test_an_older_run_goes_on(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = own_text(tmp_path / "mine.txt", 60)
+    changes = dict(data=(str(data),), heldout=(), tokenizer=None, steps=2)
+    old = dict(heldout_one_in=50, vocab_size=700, lr=2e-2)
+    stage, cfg = config("pretrain", world, tmp_path / "run", **changes | old)
+    stage.run(cfg)
+    file = max((tmp_path / "run" / "trainer").glob("step-*")) / "state.json"
+    state = json.loads(file.read_text())
+    for unknown in ("stage", "heldout_one_in"):  # to the version that made it
+        del state["settings"][unknown]
+    del state["saved"]
+    state["settings"]["epochs"] = 1.0
+    file.write_text(json.dumps(state))
+    assert run_stage_name(tmp_path / "run") == "pretrain"
+    assert newest_run("base", tmp_path).name == "run"
+    open_again = config("pretrain", world, tmp_path / "run", **changes | dict(lr=None))[1]
+    capsys.readouterr()
+    stage.run(open_again)
+    assert "are done" in capsys.readouterr().out
+
+
+def test_a_small_text_is_fitted(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # where no other run lies
+    data = own_text(tmp_path / "mine.txt", 60)
+    stage, cfg = config(
+        *("pretrain", world, tmp_path / "run"),
+        **dict(data=(str(data),), heldout=(), steps=3, tokenizer=None, lr=None, muon_lr=None),
+    )
+    last = stage.run(cfg)
+    said, settings = capsys.readouterr().out, run_state(cfg.out)["settings"]
+    assert last["bpb_heldout"] > 0 and "held out: " in said
+    fitting = data.stat().st_size // 100
+    assert settings["vocab_size"] == fitting and f"a vocabulary of {fitting} tokens" in said
+    assert (settings["lr"], settings["muon_lr"]) == (1e-2, 0.02)
+    assert "3 steps are few: --steps " in said and "would take about" in said
+    stage.run(cfg)
+    assert "are done" in capsys.readouterr().out
+
+
+def test_passes_fit_the_data(world, tmp_path, capsys):
+    stage, cfg = config("pretrain", world, tmp_path / "run", steps=0)
+    stage.run(cfg, dry_run=True)
+    said = capsys.readouterr().out
+    assert "--epochs 19" in said and "513 steps = 19.00 epochs" in said
+    chats = find_stage("sft").config()
+    assert [chats.fitting_epochs(n) for n in (1, 30, 5000)] == [20, 3, 2]
+    assert [find_stage("pretrain").config().fitting_epochs(n) for n in (1, 100, 5000)] == [20, 5, 1]
+
+
+def test_one_long_document_is_cut(world, tmp_path, capsys):
+    text = own_text(tmp_path / "long.txt", 30).read_text()
+    lines = [text[i : i + 400] for i in range(0, len(text), 400)]
+    data = write_lines(tmp_path / "one.jsonl", [{"text": "\n\n".join(lines)}])
+    changes = dict(data=(str(data),), heldout=(), steps=1)
+    stage, cfg = config("pretrain", world, tmp_path / "run", **changes)
+    assert stage.run(cfg)["bpb_heldout"] > 0
+    assert "cut at their paragraphs" in capsys.readouterr().out
+
+
+def test_an_empty_file_is_called_empty(world, tmp_path, capsys):
+    (tmp_path / "empty.txt").touch()
+    argv = flags("pretrain", world, tmp_path / "run", data=str(tmp_path / "empty.txt"))
+    assert "the file is empty" in complaint(argv, capsys)
+
+
+def test_a_trained_model_gets_gentle_rates_or_a_warning(world, tmp_path, capsys, monkeypatch):
+    pretraining, tuning = (find_stage(name).config for name in ("pretrain", "sft"))
+    assert pretraining().fitting_rates(10**8) == (1e-2, 0.02)
+    assert pretraining(init="x").fitting_rates(10**6)[0] < 1e-2
+    assert tuning().fitting_rates(10**6) == (4e-3, 0.02) > tuning().fitting_rates(10**8)
+    for module in (stages, sft):
+        monkeypatch.setattr(module, "SMALL", 1000)
+    stage, cfg = config("sft", world, tmp_path / "run", steps=1, lr=4e-3, muon_lr=None)
+    stage.run(cfg, dry_run=True)
+    said = capsys.readouterr().out
+    assert "warning: " in said and "Gentler:  --lr 0.0001\n" in said
+    assert "chosen to fit:  --muon-lr 0.002\n" in said
+
+
+def test_the_temperature_for_those_who_talk_to_it(world, finished, tmp_path):
+    _, tuned, _ = finished("sft")
+    how = json.loads((Path(tuned.out) / "generation_config.json").read_text())
+    assert how["temperature"] == 0.3 and how["do_sample"]
+    stage, cfg = config("sft", world, tmp_path / "run", steps=1, chat_temperature=0.5)
+    stage.run(cfg)
+    stage, after = config("dpo", world, tmp_path / "dpo", steps=1, init=cfg.out)
+    stage.run(after)
+    how = json.loads((tmp_path / "dpo" / "generation_config.json").read_text())
+    assert how["temperature"] == 0.5  # later stages hand it on
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_closing_lines_are_commands(name):
+    stage = find_stage(name)
+    lines = stage.closing(stage.config(out="runs/mine", init="runs/base")).splitlines()
+    assert max(map(len, lines)) <= 80
+    for argv in (line.split() for line in lines if line.strip().startswith("minimind")):
+        build_parser(argv[1]).parse_args(argv[1:])
 
 
 @pytest.mark.parametrize(

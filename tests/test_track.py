@@ -170,6 +170,11 @@ def test_an_unknown_name_stops(tmp_path):
     ]
 
 
+def test_a_lone_name_is_a_name_too(tmp_path):
+    with pytest.raises(ValueError, match="track='nosuch': choose from swanlab"):
+        Trackers("nosuch", tmp_path, {})
+
+
 def test_without_names_nothing_is_made(tmp_path):
     tracker = Trackers((), tmp_path, {})
     tracker(10, loss=1.0, lr=0.1)

@@ -38,11 +38,15 @@ from minimind.train import (
 from minimind.log import (
     MetricsLog,
     LogWindow,
+    columns,
     count_tokens,
     format_line,
     format_seconds,
     odd_first_loss,
+    odd_last_loss,
     read_metrics,
+    sparkline,
+    wrap,
 )
 from minimind.stage import format_plan, plan
 
@@ -171,6 +175,7 @@ def train(
     loss_fn=causal_lm_loss,
     saver=None,
     evaluate=None,
+    speak=None,
     **changes,
 ):
     cfg = config(tmp_path, **changes)
@@ -186,6 +191,7 @@ def train(
         cfg,
         saver=saver,
         evaluate=evaluate,
+        speak=speak,
     ), model
 
 
@@ -418,16 +424,107 @@ def test_read_metrics_of_nothing(tmp_path):
 
 
 def test_what_is_printed(tmp_path, capsys):
-    train(tmp_path, evaluate=lambda: {"bpb": 1.23456})
+    train(tmp_path, evaluate=lambda: {"bpb": 1.23456}, eval_every=4)
     out = capsys.readouterr().out.splitlines()
-    assert (
-        len(out) == 4
-        and out[0].startswith("train step 2/6  loss 4.")
-        and " nats  lr 1.0e-02  grad " in out[0]
-        and " tok/s  0:0" in out[0]
-        and out[0].endswith(" left")
+    assert [line.split("  ")[0] for line in out[:6]] == [
+        "train step 1/6",
+        "train step 2/6",
+        "train step 4/6",
+        "train: measuring …",
+        "train step 4: bpb 1.235",
+        "train step 6/6",
+    ]
+    assert out[0].startswith("train step 1/6  loss 4.") and out[0].endswith(" left")
+    assert " nats  lr 1.0e-02  grad " in out[1] and " tok/s  0:0" in out[1]
+    assert out[6:8] == ["train: measuring …", "train done: 6 steps"]
+    assert out[8].startswith("  loss  4.") and out[8].endswith(" nats") and "▁" in out[8]
+    assert out[9] == "  bpb   1.235" and len(out) == 10
+    assert [line["step"] for line in read_metrics(tmp_path)] == [2, 4, 4, 6, 6]
+
+
+def test_the_end_says_what_changed(tmp_path, capsys):
+    marks = iter([0.25, 0.75])
+    changes = dict(eval_first=True, steps=4, sample_tokens=5)
+    train(
+        tmp_path, evaluate=lambda: {"bpb": next(marks)}, speak=lambda: "› Hi\n  Hello!", **changes
     )
-    assert out[-1] == "train step 6: bpb 1.235"
+    out = capsys.readouterr().out.splitlines()
+    assert out[:2] == ["train: measuring before the first step …", "train step 0: bpb 0.25"]
+    assert out[-3:] == ["  bpb   0.25 → 0.75", "  › Hi", "  Hello!"]
+    assert [line["step"] for line in read_metrics(tmp_path)] == [0, 2, 4, 4]
+
+
+class Marked(TrainConfig):
+    "A stage that is waited for because of its reward, and judges itself."
+
+    shown = {"reward": ("reward", ".2f")}
+
+    def verdict(self, before, after):
+        return f"note: {after['reward']:.1f}"
+
+
+class Rewarded(Rows):
+    reward = 0.0
+
+    def numbers(self):
+        self.reward += 0.5
+        return {"reward": self.reward}
+
+
+def test_a_stage_names_the_numbers_that_matter(tmp_path, capsys):
+    model, cfg = tiny(), Marked(out=str(tmp_path), steps=2, log_every=1, device="cpu")
+    fit(model, Rewarded(), causal_lm_loss, build_optimizer(model, "adamw", 1e-3), cfg)
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("train step 1/2  reward 0.50  loss 4.")
+    assert out[3].startswith("  reward  0.50 ▁█ 1.00") and out[4].startswith("  loss    4.")
+    assert out[-1] == "note: 1.0"
+
+
+def test_a_run_that_learned_nothing_says_so(tmp_path, capsys):
+    train(tmp_path / "good", steps=30, lr=3e-2)
+    assert "warning" not in capsys.readouterr().out
+    train(tmp_path / "wild", steps=8, lr=9.0, clip=0.0)
+    out = capsys.readouterr().out
+    assert "warning: the loss went from 4." in out and "--lr" in out.split("warning")[1]
+    assert max(map(len, out.splitlines())) < 80
+    train(tmp_path / "slow", steps=8, lr=1e-9)
+    assert "warning: the loss has not fallen" in capsys.readouterr().out
+    assert odd_last_loss(8.8, 4587.1, 6400) and odd_last_loss(2.0, 2.3, 6400)
+    assert odd_last_loss(2.0, 1.5, 6400) is odd_last_loss(2.0, math.nan, 6400) is None
+
+
+@given(st.integers(12, 90), st.floats(0, 1e5), st.floats(0, 1e8))
+def test_a_line_fits(width, loss, speed):
+    numbers = dict(step=1, loss=loss, lr=1e-3, grad_norm=2.0, tokens_per_second=speed, reward=0.5)
+    line = format_line(numbers, "", {"reward": ("reward", ".2f")}, width)
+    assert len(line) <= width and line.startswith("reward 0.50")
+
+
+@given(st.text(), st.integers(4, 30))
+def test_wrapped_text_fits_and_loses_nothing(text, width):
+    lines = wrap(text, " ", width)
+    assert "".join("".join(lines).split()) == "".join(text.split())
+    longest = max(map(columns, text.split()), default=0)
+    assert all(columns(line) <= max(width, 1 + longest) for line in lines)
+
+
+def test_a_curve_in_a_line():
+    assert sparkline([8, 4, 2, 1]) == "█▄▂▁" and sparkline([None, math.inf]) == ""
+    assert len(sparkline(range(100), 10)) == 10 and len(sparkline(range(7), 10)) == 7
+
+
+def test_samples_and_measurements_change_nothing(tmp_path):
+    def draw():
+        torch.rand(3), random.random()
+        return {"bpb": 1.0}
+
+    def speak():
+        return str(draw())
+
+    _, plain = train(tmp_path / "plain")
+    told = dict(evaluate=draw, speak=speak, eval_first=True, eval_every=1)
+    _, asked = train(tmp_path / "asked", **told)
+    assert same(weights(plain), weights(asked))
 
 
 def test_format_seconds():
@@ -486,6 +583,40 @@ def test_resume_gives_the_same_weights_and_the_same_log(tmp_path, died_at, optim
         for n in ("whole", "cut")
     ]
     assert lines[0] == lines[1] and len(lines[0]) == 2
+
+
+def test_a_killed_run_that_is_measured_and_speaks_goes_on_exactly(tmp_path):
+    """The first measurement is a line of step 0: it is kept when the run goes on, and made again
+    when it begins again. Samples draw random numbers, and nobody notices."""
+
+    def draw():
+        return {"bpb": float(torch.rand(())) * 0 + 2.0}
+
+    def speak():
+        return f"{torch.rand(3)} {random.random()}"
+
+    told = dict(batches=Rows(8, 4), evaluate=draw, speak=speak)
+    told |= dict(eval_first=True, eval_every=2, save_every=2, steps=6)
+    _, whole = train(tmp_path / "whole", **told)
+    for saved in (0, 4):
+        model, out = tiny(), tmp_path / f"cut{saved}"
+        memory, calls = Memory(model, build_optimizer(model, "adamw", 1e-2)), []
+
+        def dying(model, batch, calls=calls, saved=saved):
+            calls.append(1)
+            if len(calls) == 2 * (saved + 1) + 1:  # two micro-batches a step
+                raise RuntimeError("killed")
+            return causal_lm_loss(model, batch)
+
+        with pytest.raises(RuntimeError, match="killed"):
+            train(out, model, loss_fn=dying, saver=memory, **told)
+        again = tiny(seed=0 if not saved else 9)
+        memory.model, memory.optimizers = again, build_optimizer(again, "adamw", 1e-2)
+        train(out, again, saver=memory, **told)
+        assert same(weights(whole), weights(again))
+        steps = [line["step"] for line in read_metrics(out)]
+        assert steps == [line["step"] for line in read_metrics(tmp_path / "whole")]
+        assert steps == [0, 2, 2, 4, 4, 6, 6]
 
 
 def test_a_batch_that_cannot_be_had_costs_no_step(tmp_path):

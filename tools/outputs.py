@@ -54,6 +54,7 @@ def execute(path, skip):  # notebook file, set of flags to leave out
         nb,
         timeout=900,
         kernel_name="python3",
+        extra_arguments=["--log-level=ERROR"],  # it would warn of its own way to talk to us
         record_timing=False,
         resources={"metadata": {"path": str(path.parent)}},
     )

@@ -3,6 +3,8 @@ with Quarto where it is installed, else with smalldocs, which reads the same fil
 `SITE_ENGINE=quarto|smalldocs` insists on one."""
 
 import ast
+import importlib.util
+import json
 import os
 import re
 import shutil
@@ -10,8 +12,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+from links import main as check_links
+
 root = Path(__file__).resolve().parents[1]
 stage, site = root / "_proc", root / "_site"
+# pages beside the notebooks, as they are
+TEXTS = ["FAQ.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "benchmarks/LOG.md"]
+TEXTS += ["data_samples/README.md", "data_samples/NOTICE.md"]
+FILES = ["LICENSE", "CITATION.cff", "data_samples/MANIFEST.json"]
 # the versions smalldocs asks its pages to load
 NPM = {"katex": "0.16.11", "mermaid": "11.4.1"}
 # stands for the site's own root until the depth of a page is known
@@ -29,6 +38,16 @@ def repository():  # address of the repository on GitHub, or None
     return m and f"https://github.com/{m[1]}"
 
 
+def defined(tree):  # of a cell
+    "The functions and classes that a cell defines, and their methods, as nbdev links to them."
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        if isinstance(node, ast.ClassDef):
+            methods = (m for m in node.body if isinstance(m, ast.FunctionDef))
+            yield from (f"{node.name}.{method.name}" for method in methods)
+
+
 def with_anchors(cells):  # cells of a notebook
     """Leave out cells of nothing but nbdev's directives, and put an anchor before every exported
     function and class, for links to its name."""
@@ -40,11 +59,7 @@ def with_anchors(cells):  # cells of a notebook
         ):
             continue
         if cell.cell_type == "code" and re.search(r"^#\|\s*export\b", cell.source, re.M):
-            names = [
-                n.name
-                for n in ast.parse(cell.source).body
-                if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name[0] != "_"
-            ]
+            names = list(defined(ast.parse(cell.source)))
             if names:
                 yield mk_cell(
                     "".join(f'<a id="{n.lower()}"></a>' for n in names), cell_type="markdown"
@@ -72,7 +87,96 @@ def process(src, dst, cfg):  # notebook, processed notebook, nbdev's settings
         lambda m: f"{up}{stems.get(m[1], m[1])}.html",
         text,
     )
+    # a recipe is shown on a page of its own
+    text = re.sub(r"(\]\((?:\.\./)+recipes/[\w-]+)\.(?:toml|json|sh)\)", r"\1.md)", text)
+    if repository():
+        text = text.replace("   # OWNER: as in this page's address", "")
     dst.write_text(text.replace(cfg.git_url, repository() or cfg.git_url), encoding="utf-8")
+
+
+def title_of(path):  # a notebook
+    "Its number and title, as the sidebar shows them."
+    first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+    number = re.match(r"(\d+)_", path.name)
+    return " ".join(filter(None, [number and number[1], re.match(r"# (.*)", first)[1]]))
+
+
+def numbered(entry):  # of the sidebar
+    "The same entry with each notebook's number before its title."
+    if isinstance(entry, dict):
+        inner = {k: numbered(v) for k, v in entry.items() if k == "contents"}
+        return entry | inner
+    if isinstance(entry, list):
+        return [numbered(e) for e in entry]
+    files = sorted(root.glob(entry)) if entry.endswith(".ipynb") else []
+    shown = [{"text": title_of(f), "href": f.relative_to(root).as_posix()} for f in files]
+    return entry if not shown else shown if "*" in entry else shown[0]
+
+
+def settings(source):  # address of the sources, or ""
+    "The site's settings: _quarto.yml with numbers in its sidebar, and the repository's address."
+    config = yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))
+    web = config["website"]
+    web["sidebar"]["contents"] = numbered(web["sidebar"]["contents"])
+    if source:
+        web["repo-url"] = source
+        web["sidebar"]["tools"] = [{"icon": "github", "href": source, "text": "Source"}]
+    return yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
+
+
+def unfolded(signature):  # one line of Python, or several
+    "A long signature with one argument a line."
+    if len(signature) <= 100 or "\n" in signature:
+        return signature
+    head, depth, parts = signature.split("(", 1)[0], 0, [""]
+    for char in signature[len(head) + 1 :]:
+        depth += (char in "([{") - (char in ")]}")
+        if depth < 0:  # the arguments are over
+            break
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    rest = signature[len(head) + 1 + len(",".join(parts)) :]
+    return f"{head}(\n" + "".join(f"    {part.strip()},\n" for part in parts) + rest
+
+
+def make_pages():
+    "Texts and recipes, which are no notebooks."
+    for name in TEXTS + FILES:
+        text = (root / name).read_text(encoding="utf-8")
+        if "/" not in name:  # the page of the repository's README is the index
+            text = text.replace("](README.md", "](nbs/index.ipynb")
+        (stage / name).parent.mkdir(parents=True, exist_ok=True)
+        (stage / name).write_text(text, encoding="utf-8")
+    (stage / "recipes").mkdir()
+    for path in sorted((root / "recipes").iterdir()):
+        page = f"# {path.name}\n\n```{path.suffix[1:]}\n{path.read_text(encoding='utf-8')}```\n"
+        (stage / "recipes" / f"{path.stem}.md").write_text(page, encoding="utf-8")
+
+
+def make_references(source):  # address of the sources, or ""
+    "A page for each module: its functions, their arguments, types, defaults and docstrings."
+    if not importlib.util.find_spec("smalldocs"):  # Quarto can do without; it needs Python 3.11
+        return
+    from smalldocs.api import Settings, build
+
+    where = f"{source}/blob/main" if source else ""
+    chapters = {p.stem.split("_", 1)[1]: p for p in (root / "nbs").glob("[0-9]*.ipynb")}
+    for page in build(Settings(stage, ["minimind"], out="api", root=root, source=where)):
+        chapter = chapters.get(page.stem)
+        if chapter:
+            text = re.sub(
+                r"(?<=^```python\n).+(?=\n```$)",
+                lambda m: unfolded(m[0]),
+                page.read_text(encoding="utf-8"),
+                flags=re.M,
+            )
+            head, body = text.split("\n---\n", 1)
+            told = f"Told in chapter [{title_of(chapter)}](../nbs/{chapter.name})."
+            page.write_text(f"{head}\n---\n\n{told}\n{body}", encoding="utf-8")
+    # names in the chapters lead to the chapters that define them, not here
+    (stage / "_symbols.json").unlink()
 
 
 def build_stage():
@@ -90,9 +194,10 @@ def build_stage():
             dst = stage / "nbs" / src.relative_to(root / "nbs")
             dst.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(src, dst)
-    (stage / "data_samples").mkdir()
-    for name in ("_quarto.yml", "LICENSE", "data_samples/NOTICE.md"):
-        shutil.copy2(root / name, stage / name)
+    source = repository() or ""
+    make_pages()
+    make_references(source)
+    (stage / "_quarto.yml").write_text(settings(source), encoding="utf-8")
 
 
 def vendor():  # True if the pages can load mathematics and diagrams from the site itself
@@ -153,6 +258,15 @@ def smalldocs():
         page.write_text(text, encoding="utf-8")
 
 
+def keep_home():
+    "Themes ask Google for a font: take that out. The system's own fonts are named after it."
+    remote = re.compile(r"@import\s*(?:url\([\"']?https?:[^)]*\)|[\"']https?:[^\"']*[\"'])[^;]*;")
+    for path in (stage / "_site").rglob("*.css"):
+        text = path.read_text(encoding="utf-8")
+        if remote.search(text):
+            path.write_text(remote.sub("", text), encoding="utf-8")
+
+
 def main():
     engine = os.environ.get("SITE_ENGINE") or ("quarto" if shutil.which("quarto") else "smalldocs")
     build_stage()
@@ -166,15 +280,15 @@ def main():
             '<meta http-equiv="refresh" content="0; url=nbs/index.html">'
             '<a href="nbs/index.html">minimind</a>\n'
         )
-    (stage / "_site/data_samples").mkdir(exist_ok=True)
-    # linked as it is: no page, so no engine copies it
-    shutil.copy2(root / "data_samples/NOTICE.md", stage / "_site/data_samples")
+    keep_home()
     shutil.rmtree(site, ignore_errors=True)
     shutil.move(stage / "_site", site)
     print(
         f"{sum(1 for _ in site.rglob('*.html'))} pages by {engine}; look at them with: "
         f"{Path(sys.executable).name} -m http.server -d _site"
     )
+    # Quarto makes the names of places in its own way
+    check_links(site, places=engine == "smalldocs")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python data_samples/builders/build.py                  # download what is missing, rebuild all,
   write MANIFEST.json
     python data_samples/builders/build.py --only skills    # one builder: pretrain, skills, texts,
-  dpo, lora or examples
+  talks, dpo, lora or examples
     python data_samples/builders/build.py --check          # compare the files with MANIFEST.json;
   needs no network
 
@@ -109,6 +109,22 @@ FILES = {
         "only senses whose gloss has sha256 divisible by 16 (same rule), "
         "never used in training text",
         MIXED,
+    ),
+    "sft_talks.jsonl": File(
+        "talks",
+        "conversations: the same skills, small talk, facts and system prompts, mixed",
+        ("en", "zh"),
+        split=BY_PROBLEM,
+    ),
+    "sft_talks_heldout.jsonl": File(
+        "talks", "three held-out exercises one after another", ("en", "zh"), split=BY_PROBLEM
+    ),
+    "first_panel.jsonl": File(
+        "talks",
+        "sixty things that people type first; `trained` marks those that stand in training",
+        ("en", "zh"),
+        split="written apart from the training sentences; `trained` is found by comparing",
+        licence="Apache-2.0 (original)",
     ),
     "dpo.jsonl": File(
         "dpo", "preference pairs with a stated reason", ("en", "zh"), split=BY_PROBLEM
