@@ -685,26 +685,16 @@ def _about(path, lm, options):
     return f"{path}: {millions:.1f} M parameters{trained}, temperature {heat:g}"
 
 
-def _model_to_talk_to():
-    "The newest model that answers."
-    from minimind.checkpoint import newest_run
-
-    run = newest_run("chat")
-    # what the whole ladder tries on its model afterwards is for comparison
-    tuned = run.parent / "sft"
-    ladder = (run.parent / "results.json").is_file() and (tuned / "config.json").is_file()
-    return str(tuned if ladder else run)
-
-
 _BASE = "a base model: it goes on with what you type (--no-plain: chat all the same)"
 
 # %% ../nbs/64_cli.ipynb #5d44fc54
 def chat_command(args: argparse.Namespace) -> None:
     "Talk to a model: a prompt loop, or one question with -p."
     from minimind.checkpoint import model_kind
+    from minimind.library import newest_chat_model
     from minimind.terminal import Window, cut_off, print_reply
 
-    named, args.model = bool(args.model), args.model or _model_to_talk_to()
+    named, args.model = bool(args.model), args.model or str(newest_chat_model())
     lm, base = open_model(args), model_kind(args.model) == "base"
     names = "max_new_tokens temperature top_p top_k repetition_penalty seed".split()
     options = {name: vars(args)[name] for name in names}
@@ -892,6 +882,12 @@ def _in_a_line(argv, error):
     # by its name: to import the class costs seconds
     if type(error).__name__ == "BadLine" and argv[0] in plugin_names("stage"):
         hint = " (--on-bad-line skip leaves such lines out, and counts them)"
+        # then it is most likely of another kind, and to skip would leave out all
+        if ":1: " in str(error):
+            hint = (
+                ' (pretrain reads plain text or {"text": …} lines; the other stages read one JSON '
+                "object a line, such as a conversation; both in UTF-8)"
+            )
     return f"minimind {argv[0]}: {error}{hint}"
 
 # %% ../nbs/64_cli.ipynb #8d6f89c0

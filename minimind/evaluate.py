@@ -508,5 +508,5 @@ def measurement_rows(
             rows += [["", f"  {k}", f"{r / n:.0%} of {n}", ""] for k, (r, n) in m["skills"].items()]
     for name, m in (conversations or {}).items():
         turns = [f"{right}/{n}" for right, n in m["turns"]]
-        rows.append([name, "right in conversation", _share(m), f"by turn {'  '.join(turns)}"])
+        rows.append([name, "right in talks", _share(m), f"by turn {'  '.join(turns)}"])
     return rows

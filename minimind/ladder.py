@@ -289,8 +289,9 @@ def activation() -> str:  # empty if there is nothing to do
 _HONESTLY = (
     "Good: sums and differences with the carry spelt out, odd and even, which is more, who it is, "
     "and text in the voice of what it has read. Beyond so few parameters and minutes: facts that "
-    "were not drilled, the meanings of words, long answers. The rungs above fine-tuning are short: "
-    "they show that a stage moves its number, not how far it could."
+    "were not drilled, the meanings of words, long answers. Stages are measured on the first 200 "
+    "questions, the table at the top on all. The rungs above fine-tuning are short: they show "
+    "which way a stage moves its number, not how far it could."
 )
 
 

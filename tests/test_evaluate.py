@@ -544,7 +544,7 @@ def test_files_of_conversations_are_measured(model, tok, tmp_path):
     got = ev.measure_conversations(model, tok, [path], max_new_tokens=4)
     assert got == {"talks.jsonl": ev.conversation_accuracy(model, tok, rows, 4)}
     [_, row] = ev.measurement_rows({}, {}, {}, got)
-    assert row[:2] == ["talks.jsonl", "right in conversation"] and "0/2  0/2" in row[3]
+    assert row[:2] == ["talks.jsonl", "right in talks"] and "0/2  0/2" in row[3]
 
 
 def shipped(name):
