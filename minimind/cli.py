@@ -675,12 +675,15 @@ def eval_flags(p: Parser) -> None:
 def _about(path, lm, options):
     "What is opened, in a line."
     from minimind.checkpoint import run_state
+    from minimind.generate import TEMPERATURE
     from minimind.hub import sampling_options
     from minimind.model import num_parameters
 
     step = run_state(path).get("step")
     trained = f", {step:,} steps" if step else ""
-    heat = sampling_options(lm.model, temperature=options["temperature"]).get("temperature", 0.7)
+    heat = sampling_options(lm.model, temperature=options["temperature"]).get(
+        "temperature", TEMPERATURE
+    )
     millions = num_parameters(lm.model.config) / 1e6
     return f"{path}: {millions:.1f} M parameters{trained}, temperature {heat:g}"
 

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 
 from .chat import CHAT_TEMPLATE
 from .core import atomic_path, read_json, write_json
+from .generate import TEMPERATURE, TOP_P
 from .model import MiniMind, ModelConfig
 from .tokenizer import Tokenizer
 
@@ -338,7 +339,12 @@ def tokenizer_config(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Any
     }
 
 # %% ../nbs/17_hub.ipynb #bf69bd03
-SAMPLING: dict[str, Any] = {"do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 0.9}
+SAMPLING: dict[str, Any] = {
+    "do_sample": True,
+    "temperature": TEMPERATURE,
+    "top_k": 0,
+    "top_p": TOP_P,
+}
 
 
 def generation_config(

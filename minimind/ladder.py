@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import minimind
-from .checkpoint import checkpoints
+from .checkpoint import checkpoints, saved_step
 from .core import get_device, get_dtype, sample, size, write_json
 from .data import Batches, JsonlReader, TokenStore
 from .evaluate import answers_row, converse, measure_files
@@ -69,7 +69,7 @@ def steps_left(
 ) -> int:
     "Optimizer steps that a run has not done yet."
     done = [] if fresh else checkpoints(run)
-    return max(0, steps - int(done[-1].name.removeprefix("step-"))) if done else steps
+    return max(0, steps - saved_step(done[-1])) if done else steps
 
 
 def effort(

@@ -21,6 +21,7 @@ from .core import IGNORE, seed_everything
 from .data import JsonlReader, PackedBatches, build_store, chat_row, chat_text
 from .data import heldout_share, read_documents
 from .evaluate import check_question, exact_match
+from .generate import TEMPERATURE
 from .log import Shown
 from .hub import generation_config
 from .losses import causal_lm_loss, lm_loss
@@ -204,7 +205,7 @@ def say_how_to_sample(cfg: SFTConfig, model: MiniMind) -> None:
     "Put the temperature for those who will talk to the model beside it."
     small = num_parameters(model.config) < SMALL
     if cfg.chat_temperature or small or not model.generation_config:
-        temperature = cfg.chat_temperature or (0.3 if small else 0.7)
+        temperature = cfg.chat_temperature or (0.3 if small else TEMPERATURE)
         settings = generation_config(model) | {"do_sample": True, "temperature": temperature}
         model.generation_config = settings
 

@@ -24,7 +24,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import checkpoints
+from .checkpoint import checkpoints, saved_step
 from .core import read_json, write_json
 from .log import LogListener, read_metrics, say
 from .plugins import load_plugin, plugin_names
@@ -246,7 +246,7 @@ def earlier_lines(
     run: Path,  # folder of a run that goes on
 ) -> list[tuple[tuple[int, int], dict[str, float]]]:  # of `tracked_line`
     "The lines of its log that it will not make again: those up to its newest checkpoint."
-    done = int(checkpoints(run)[-1].name.removeprefix("step-"))
+    done = saved_step(checkpoints(run)[-1])
     try:
         lines = read_metrics(run)
     except OSError:

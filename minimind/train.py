@@ -35,7 +35,7 @@ from .chat import encode_chat
 from .core import precision
 from .data import Batches, text_start
 from .dist import all_gather, all_reduce_gradients, peer_errors, rank_and_size
-from .generate import generate
+from .generate import TEMPERATURE, generate
 from .log import WIDTH, LogListener, LogWindow, MetricsLog, Shown, count_tokens
 from .log import format_line, format_seconds, format_shown, odd_first_loss
 from .log import odd_last_loss, say, summary, wrap
@@ -825,7 +825,7 @@ def sample_text(
             how = dict(temperature=0)
         else:
             ids = [text_start(tokenizer), *tokenizer.encode(prompt)]
-            how = dict(temperature=0.7, seed=cfg.seed)
+            how = dict(temperature=TEMPERATURE, seed=cfg.seed)
         said = generate(speaker, ids, cfg.sample_tokens, **how)
     except ValueError:  # no room in the context, or no template: a sample is not worth an error
         return ""
