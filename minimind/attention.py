@@ -51,6 +51,21 @@ def attention_mask(
     causal = torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(past)
     return (segment_ids[:, None, :, None] == keys[:, None, None, :]) & causal
 
+# %% ../nbs/06_attention.ipynb #f6dca287
+def _attend_dense(q, k, v, mask):
+    "By SDPA, for a bool mask or None."
+    T, S = q.shape[1], k.shape[1]
+    # its own causal mask is right only if there are no keys older than the first query
+    if mask is None and 1 < T < S:
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    is_causal = mask is None and T > 1
+    gqa = q.shape[2] != k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=gqa
+    )
+    return out.transpose(1, 2)
+
 # %% ../nbs/06_attention.ipynb #8cee318c
 class DocumentLengths(tuple[int, ...]):
     """Lengths of the documents that fill the rows of a batch one after another, padding included,
@@ -71,6 +86,13 @@ def document_lengths(
     if len(documents.unique()) < len(documents):
         return None
     return DocumentLengths(torch.diff(starts, append=torch.tensor([B * T])).tolist())
+
+# %% ../nbs/06_attention.ipynb #c6a3c390
+def _attend_by_document(q, k, v, lengths):
+    "Causal attention inside each document, which needs no mask."
+    pieces = [x.reshape(1, -1, *x.shape[2:]).split(lengths, dim=1) for x in (q, k, v)]
+    out = [_attend_dense(*document, mask=None) for document in zip(*pieces)]
+    return torch.cat(out, dim=1).view(q.shape)
 
 # %% ../nbs/06_attention.ipynb #815afeeb
 @functools.cache
@@ -98,6 +120,14 @@ def _block_mask(segment_ids):
     _, create_block_mask = _flex()
     return create_block_mask(may_look, B, None, T, T, device=segment_ids.device)
 
+# %% ../nbs/06_attention.ipynb #50432cc1
+def _attend_by_block(q, k, v, block_mask):
+    "By FlexAttention, which skips blocks that the mask empties."
+    flex_attention, _ = _flex()
+    gqa = q.shape[2] != k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return flex_attention(q, k, v, block_mask=block_mask, enable_gqa=gqa).transpose(1, 2)
+
 # %% ../nbs/06_attention.ipynb #26c5c00a
 # what `attend` takes as its mask; a tensor is bool, True = may look
 Mask = torch.Tensor | DocumentLengths | BlockMask
@@ -114,36 +144,6 @@ def document_mask(
     if device == "cuda" and _flex():
         mask = _block_mask(segment_ids)
     return attention_mask(segment_ids) if mask is None else mask
-
-# %% ../nbs/06_attention.ipynb #f6dca287
-def _attend_dense(q, k, v, mask):
-    "By SDPA, for a bool mask or None."
-    T, S = q.shape[1], k.shape[1]
-    # its own causal mask is right only if there are no keys older than the first query
-    if mask is None and 1 < T < S:
-        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    is_causal = mask is None and T > 1
-    gqa = q.shape[2] != k.shape[2]
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=gqa
-    )
-    return out.transpose(1, 2)
-
-# %% ../nbs/06_attention.ipynb #50432cc1
-def _attend_by_document(q, k, v, lengths):
-    "Causal attention inside each document, which needs no mask."
-    pieces = [x.reshape(1, -1, *x.shape[2:]).split(lengths, dim=1) for x in (q, k, v)]
-    out = [_attend_dense(*document, mask=None) for document in zip(*pieces)]
-    return torch.cat(out, dim=1).view(q.shape)
-
-
-def _attend_by_block(q, k, v, block_mask):
-    "By FlexAttention, which skips blocks that the mask empties."
-    flex_attention, _ = _flex()
-    gqa = q.shape[2] != k.shape[2]
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return flex_attention(q, k, v, block_mask=block_mask, enable_gqa=gqa).transpose(1, 2)
 
 # %% ../nbs/06_attention.ipynb #67a34efe
 def _check_heads(num_heads, num_kv_heads):
@@ -305,9 +305,9 @@ def _positioned(x, rotate, cos, sin):
         raise ValueError("this attention layer rotates its queries and keys: give it cos and sin")
     return rotate(x, cos, sin)
 
-# %% ../nbs/06_attention.ipynb #6d4e0eb1
-class Attention(nn.Module):
-    "Causal grouped-query attention (Ainslie et al. 2023); it knows positions if `rotate` is given."
+# %% ../nbs/06_attention.ipynb #254ef01a
+class _Projections(nn.Module):
+    "The matrices of an attention layer, and the norms of its queries and keys."
 
     def __init__(
         self,
@@ -329,6 +329,21 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
 
+# %% ../nbs/06_attention.ipynb #6d4e0eb1
+class Attention(_Projections):
+    "Causal grouped-query attention (Ainslie et al. 2023); it knows positions if `rotate` is given."
+
+    def qkv(
+        self, x: torch.Tensor, cos: torch.Tensor | None = None, sin: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:  # `(B, T, H, Dh)`, and twice `(B, T, Hkv, Dh)`
+        "Queries, keys and values of all heads, for the arguments of `forward`."
+        heads = -1, self.head_dim
+        q, k, v = (f(x).unflatten(-1, heads) for f in (self.q_proj, self.k_proj, self.v_proj))
+        # under autocast norms may return float32
+        q = _positioned(self.q_norm(q), self.rotate, cos, sin).to(v.dtype)
+        k = _positioned(self.k_norm(k), self.rotate, cos, sin).to(v.dtype)
+        return q, k, v
+
     def forward(
         self,
         x: torch.Tensor,  # `(B, T, D)`
@@ -338,12 +353,7 @@ class Attention(nn.Module):
         cache: KVCache | None = None,  # keys and values of the tokens before, extended in place
         layer: int = 0,  # number of this layer in the cache
     ) -> torch.Tensor:  # `(B, T, D)`
-        heads = -1, self.head_dim
-        q, k = self.q_proj(x).unflatten(-1, heads), self.k_proj(x).unflatten(-1, heads)
-        v = self.v_proj(x).unflatten(-1, heads)
-        # under autocast norms may return float32
-        q = _positioned(self.q_norm(q), self.rotate, cos, sin).to(v.dtype)
-        k = _positioned(self.k_norm(k), self.rotate, cos, sin).to(v.dtype)
+        q, k, v = self.qkv(x, cos, sin)
         if cache is not None:
             k, v = cache.update(layer, k, v)
         return self.o_proj(attend(q, k, v, mask).flatten(2))

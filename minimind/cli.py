@@ -124,7 +124,7 @@ def add_flags(
                 told["help"] += f"; presets: {_sizes()}"
             group.add_argument("--" + f.name.replace("_", "-"), default=f.default, **told)
 
-
+# %% ../nbs/64_cli.ipynb #21c14ef6
 def config_from(
     args: argparse.Namespace,  # parsed flags
     cls: type,  # a config
@@ -141,7 +141,7 @@ class _Help(argparse.HelpFormatter):
     def _split_lines(self, text, width):  # fine-tuned is one word
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
-
+# %% ../nbs/64_cli.ipynb #62b17f46
 class Parser(argparse.ArgumentParser):
     "An argument parser whose errors are two lines, and say what was probably meant."
 
@@ -415,7 +415,7 @@ def _in_brackets(shown):  # tokens in colour
     learned = re.sub(r"\x1b\[32[;7]*m(.*?)\x1b\[0m", r"[\1]", shown, flags=re.S)
     return re.sub(r"\x1b\[[\d;]*m", "", learned).replace("]·[", "·")
 
-
+# %% ../nbs/64_cli.ipynb #567676aa
 def data_show(args: argparse.Namespace) -> None:
     """Tokens of some rows: green (in brackets where there is no colour) is learned, grey is only
     read, reversed is special."""
@@ -476,7 +476,7 @@ def train_tokenizer(args: argparse.Namespace) -> None:
         f"first {len(texts)} documents, {time.perf_counter() - start:.1f} s"
     )
 
-
+# %% ../nbs/64_cli.ipynb #8200f646
 def tokenizer_flags(p: Parser) -> None:
     "The flags of `tokenizer`."
     _files(p, "--data", 'jsonl of {"text": …}, or plain text', required=True)
@@ -627,6 +627,15 @@ def _measured(args, lm, kind, texts, choices, questions, talks):  # lists of fil
     return measurement_rows(*found, measure_conversations(*parts, talks))
 
 # %% ../nbs/64_cli.ipynb #b17052e1
+def _check_files(flag, names):
+    "Raises `FileNotFoundError` for a file that is not there, `ValueError` for an empty one."
+    for path in map(Path, names):
+        if not path.is_file():
+            raise FileNotFoundError(f"{flag} {path}: there is no such file")
+        if not path.stat().st_size:
+            raise ValueError(f"{flag} {path}: the file is empty")
+
+# %% ../nbs/64_cli.ipynb #17c109c0
 def evaluate_model(args: argparse.Namespace) -> None:
     """Held-out bits per byte beside baselines, choices beside chance, right answers, on files or on
     what belongs to the model."""
@@ -634,8 +643,10 @@ def evaluate_model(args: argparse.Namespace) -> None:
 
     from minimind.checkpoint import model_kind, run_state
 
-    lm, kind = open_model(args), model_kind(args.model)
     files = args.text or (), args.choices or (), args.questions or (), args.conversations or ()
+    for flag, names in zip(("text", "choices", "questions", "conversations"), files):
+        _check_files(f"--{flag}", names)
+    lm, kind = open_model(args), model_kind(args.model)
     settings, rows = run_state(args.model).get("settings", {}), []
     own = bool(settings.get("data")) and not any(files)
     cfg = _own_config(args.model, settings) if own else None
@@ -657,7 +668,7 @@ def evaluate_model(args: argparse.Namespace) -> None:
     if files[0] and kind in ("chat", "adapter"):
         print("(a chat model has unlearned some of its text: measure its base model on that)")
 
-
+# %% ../nbs/64_cli.ipynb #800100f2
 def eval_flags(p: Parser) -> None:
     "The flags of `eval`."
     what = "a model's folder, or an adapter's"
@@ -765,7 +776,7 @@ def recipe_command(args: argparse.Namespace) -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
 
-
+# %% ../nbs/64_cli.ipynb #9b7fb2e2
 def recipe_flags(p: Parser) -> None:
     "The flags of `recipe`."
     what = "a recipe's name, or a file (default: list the recipes)"
@@ -834,7 +845,7 @@ def _add(parsers, name, function, help):
     p.set_defaults(function=function, parser=p)
     return p
 
-
+# %% ../nbs/64_cli.ipynb #9cfcd024
 def build_parser(
     command: str | None = None,  # what was given; the flags of stages cost an import
 ) -> Parser:
@@ -878,7 +889,7 @@ def command(
         return args.function(args) or 0
     return 0
 
-
+# %% ../nbs/64_cli.ipynb #6bde2db1
 def _in_a_line(argv, error):
     "What could not be done, and what may help."
     hint = " (MINIMIND_DEBUG=1 shows where)" if isinstance(error, RuntimeError) else ""

@@ -148,7 +148,7 @@ def data_dir() -> Path:
         "repository or set MINIMIND_DATA to its data_samples folder"
     )
 
-
+# %% ../nbs/90_core.ipynb #961b883e
 def sample(
     name: str,  # file name, e.g. "pretrain_en.jsonl"
 ) -> Path:
@@ -175,7 +175,7 @@ def sync_file(path: str | Path) -> None:  # a file or a folder
     finally:
         os.close(fd)
 
-
+# %% ../nbs/90_core.ipynb #ea3c0e49
 @contextmanager
 def atomic_path(
     path: str | Path,  # the file to make or replace; its folder is made if need be
@@ -227,7 +227,7 @@ def leftovers(path: str | Path) -> Iterator[Path]:
         if time.time() - touched > 600:
             yield folder
 
-
+# %% ../nbs/90_core.ipynb #32fea5ab
 @contextmanager
 def atomic_folder(
     path: str | Path,  # the folder to make or replace; its parent is made if need be

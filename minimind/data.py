@@ -160,7 +160,7 @@ def clean_text(text: str) -> str:
     text = unicodedata.normalize("NFC", text)
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", text)).strip()
 
-
+# %% ../nbs/04_data.ipynb #38a47d91
 def check_unicode(text: str) -> None:
     "Raise `ValueError` for half a surrogate pair, which JSON allows and UTF-8 cannot hold."
     try:
@@ -193,7 +193,7 @@ def _complete(block: bytes, f) -> bytes:
             block += f.read(1)
     return block
 
-
+# %% ../nbs/04_data.ipynb #d4bcf4ad
 class TextReader(JsonlReader):
     """Iterate over `(line number, text)` of a plain text file: paragraphs are gathered into
     documents of about `document_chars`."""
@@ -368,7 +368,7 @@ def _batched(items, max_items=256, max_chars=1 << 18):
     if batch:
         yield batch
 
-
+# %% ../nbs/04_data.ipynb #f7bac969
 def _text_documents(reader: JsonlReader, tokenizer: Tokenizer, keep) -> Iterator[_Document]:
     "Texts that `keep` wants, encoded in batches."
     if tokenizer.eos_id is None:
@@ -460,7 +460,7 @@ def _progress_bar(paths, shown):
     size, how = sum(p.stat().st_size for p in paths), dict(unit="B", unit_scale=True, leave=False)
     return tqdm(total=size, desc="tokenising", disable=not shown, **how)
 
-
+# %% ../nbs/04_data.ipynb #dc228230
 def _write_store(folder, paths, tokenizer, kind, keep, progress, **reader_args) -> dict:
     "Fill the files of a store; returns what its `meta.json` says about them."
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
@@ -571,7 +571,7 @@ def _store_key(paths, tokenizer, kind, **settings) -> dict:
         template=(tokenizer.chat_template or CHAT_TEMPLATE) if kind == "sft" else None,
     )
 
-
+# %% ../nbs/04_data.ipynb #4901adb4
 def _made_with(out, key, paths) -> bool:
     "Does a whole store with this key, made of these files, lie in `out`?"
     try:
@@ -694,7 +694,7 @@ def _check_cut(seq_len: int, long: str | None, kind: str) -> str:
         )
     return long
 
-
+# %% ../nbs/04_data.ipynb #c09d60b0
 def _learnable(store: TokenStore, seq_len: int, long: str, on_bad_line: str) -> np.ndarray:
     "Bool for each document: does what is left of it hold anything to learn?"
     lengths = np.diff(store.offsets)
@@ -833,7 +833,7 @@ def _places(
     before -= np.repeat(before[np.cumsum(counts) - counts], counts)
     return np.repeat(np.arange(len(counts)) * seq_len, counts) + before
 
-
+# %% ../nbs/04_data.ipynb #5ed85078
 def _rectangles(
     shape: tuple[int, int],  # rows, tokens a row
     length: np.ndarray,  # int64: tokens of the pieces, row after row

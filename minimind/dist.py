@@ -81,7 +81,7 @@ def _outcome(make):
     except Exception as error:
         return error if rank_and_size()[1] == 1 else _sendable(error)
 
-
+# %% ../nbs/14_dist.ipynb #7dbc3c2e
 def gather_objects(
     make: Callable[[], _T],  # its value can be pickled
 ) -> list[_T]:  # what each process made, in the order of their ranks
@@ -123,7 +123,7 @@ def process_group(device: torch.device) -> Iterator[None]:  # device of this pro
             all_gather(None)
         yield
 
-
+# %% ../nbs/14_dist.ipynb #84ad597b
 def main_process_done() -> None:
     """Rank 0 has made what is made of the data: the others, who wait in `process_group`, find it
     on the disk."""
@@ -149,7 +149,7 @@ def _sum_over_ranks(grads):
     for g, summed in zip(grads, flat.split([g.numel() for g in grads])):
         g.copy_(summed.view_as(g))
 
-
+# %% ../nbs/14_dist.ipynb #4074278f
 def all_reduce_gradients(
     parameters: Iterable[torch.nn.Parameter],
     bucket: int = 1 << 23,  # numbers that are sent at once

@@ -81,7 +81,7 @@ def check_blend(alpha: float, temperature: float, kind: str) -> None:
     if kind not in DIVERGENCES:
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(DIVERGENCES)}")
 
-
+# %% ../nbs/37_distill.ipynb #e31b42da
 def _same_vocabulary(student, teacher):  # sizes
     if student != teacher:
         raise ValueError(
@@ -484,7 +484,7 @@ def _made_with(path, key):
     except (FileNotFoundError, KeyError):
         return False
 
-
+# %% ../nbs/37_distill.ipynb #562f68ef
 def check_cache(
     path: str | Path,  # where a cache is, or shall be
     name: str = "path",  # what the caller calls it
@@ -786,11 +786,11 @@ DISTILL = Stage(
     run,
     reader=JsonlReader,
     rung=Rung(
-        100,
+        60,
         "the pretrained model learns to answer from its own elder: the fine-tuned one",
-        lambda folder: dict(init=folder["pretrain"], teacher=folder["sft"]),
+        lambda folder: dict(init=folder["pretrain"], teacher=folder["sft"], eval_rows=100),
         pace=1.25,
-        measuring=65,
+        measuring=33,
         baseline=dict(alpha=1.0),
         beside="without a teacher",
     ),

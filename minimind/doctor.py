@@ -43,7 +43,7 @@ def _machine_total():
         return None
     return total if total > 0 else None
 
-
+# %% ../nbs/60_doctor.ipynb #0c846722
 def memory() -> tuple[int | None, int | None]:  # bytes free, in all; None: the system does not tell
     "Main memory: of the machine, or of the container if that has less."
     total = _machine_total()
@@ -161,7 +161,7 @@ def device_memory(
     "The memory in which a device trains."
     return torch.cuda.mem_get_info(device) if device.type == "cuda" else memory()
 
-
+# %% ../nbs/60_doctor.ipynb #4b177fcf
 def describe_machine() -> list[list[str]]:  # rows of a table, the head first
     "What this machine is, and what was found on it."
     device = get_device()

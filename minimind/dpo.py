@@ -111,7 +111,7 @@ def _side(row, side):  # "chosen" or "rejected"
         raise ValueError(f"no answer: the last message is not the assistant's (in {side})")
     return messages, tools
 
-
+# %% ../nbs/31_dpo.ipynb #11138cfd
 def pair_row(
     row: dict,  # `{"chosen": [messages], "rejected": [messages]}`, and `tools` if there are any
 ) -> tuple[list, list, list | None]:  # the chosen and the rejected conversation; tools

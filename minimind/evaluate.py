@@ -62,6 +62,16 @@ def _documents(texts):
     return [texts] if isinstance(texts, str) else list(texts)
 
 
+def _nats(model, windows, batch_size):  # of `score_windows`
+    "Sum of -ln p over what is scored in the windows."
+    nats = 0.0
+    for batch in batches_by_length(windows, batch_size, length=lambda window: len(window[0])):
+        ids, labels = zip(*(windows[i] for i in batch))
+        ids, labels = pad(ids, 0).to(_device(model)), pad(labels, IGNORE).to(_device(model))
+        nats += float(lm_loss(model, labels, reduction="sum", input_ids=ids))
+    return nats
+
+# %% ../nbs/19_evaluate.ipynb #5c628d4a
 @torch.no_grad()
 def bits_per_byte(
     model: MiniMind,
@@ -80,11 +90,7 @@ def bits_per_byte(
     tokens = sum(label != IGNORE for _, labels in windows for label in labels)
     if not tokens:
         raise ValueError(f"there is nothing to predict in {len(texts)} documents of {size} bytes")
-    nats = 0.0
-    for batch in batches_by_length(windows, batch_size, length=lambda window: len(window[0])):
-        ids, labels = zip(*(windows[i] for i in batch))
-        ids, labels = pad(ids, 0).to(_device(model)), pad(labels, IGNORE).to(_device(model))
-        nats += float(lm_loss(model, labels, reduction="sum", input_ids=ids))
+    nats = _nats(model, windows, batch_size)
     return dict(
         loss=nats / tokens,
         perplexity=math.exp(min(nats / tokens, 700.0)),
@@ -202,7 +208,7 @@ def _question_ids(tokenizer, item, as_chat):
     messages = [{"role": "user", "content": item["question"]}]
     return encode_chat(tokenizer, messages, add_generation_prompt=True)[0]
 
-
+# %% ../nbs/19_evaluate.ipynb #46e7d276
 @torch.no_grad()
 def choice_logprobs(
     model: MiniMind,
@@ -264,7 +270,7 @@ def normalise(text: str) -> str:
         text = text.replace(unusual, usual)
     return re.sub(r"\s*,\s*", ",", re.sub(r"\s+", " ", text).strip(" .!"))
 
-
+# %% ../nbs/19_evaluate.ipynb #1db256f5
 def extract_answer(
     reply: str,  # what the model wrote
     answer: str,  # what is expected
@@ -277,7 +283,7 @@ def extract_answer(
     text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), reply)
     return (_NUMBER.findall(normalise(text)) or [""])[-1]
 
-
+# %% ../nbs/19_evaluate.ipynb #de274a1d
 def _without_zeros(text):
     # 007 is 7
     return re.sub(r"^(-?)0+(?=[0-9])", r"\1", normalise(text))
@@ -336,7 +342,7 @@ def answers(
     replies = map_by_length(draw, prompts, batch_size)
     return [tokenizer.decode(ids, skip_special=True) for ids in replies]
 
-
+# %% ../nbs/19_evaluate.ipynb #83f4a695
 def exact_match(
     model: MiniMind,
     tokenizer: Tokenizer,

@@ -7,6 +7,7 @@ __all__ = ['TEMPERATURE', 'TOP_P', 'stop_ids', 'decode_steps', 'generate', 'stre
 
 # %% ../nbs/11_generate.ipynb #dfeed6d7
 import codecs
+import itertools
 import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence, Sized
@@ -20,6 +21,58 @@ from .chat import encode_chat
 from .model import MiniMind
 from .sampling import draw_next, penalise, uniform_draws
 from .tokenizer import Tokenizer
+
+# %% ../nbs/11_generate.ipynb #0b6fdf8c
+def _pad_left(
+    prompts,  # lists of ids
+    device,
+):  # ids `(B, T)`; positions and segments `(B, T)`, or None where nothing is padded
+    "One rectangle of ids: padding is segment 0, and each row's first token is at position 0."
+    lengths = [len(p) for p in prompts]
+    width = max(lengths)
+    # padding is masked, so any id will do
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
+    if min(lengths) == width:
+        return ids, None, None
+    padding = width - torch.tensor(lengths, device=device)[:, None]
+    positions = torch.arange(width, device=device) - padding
+    segments = (positions >= 0).long()
+    return ids, positions.clamp(min=0), segments
+
+# %% ../nbs/11_generate.ipynb #a4d5eda0
+def _repeat(cache, copies, wider):  # filled; how often; an empty one with room for all rows
+    "Every row `copies` times, one after another."
+    n = cache.length
+    for old, new in ((cache.k, wider.k), (cache.v, wider.v)):
+        new[:, :, :, :n] = old[:, :, :, :n].repeat_interleave(copies, 1)
+    segments = cache.segment_ids
+    if segments is not None:
+        segments = segments[:, :n].repeat_interleave(copies, 0)
+    wider.advance(n, segments)
+    return wider
+
+
+def _read_prompts(model, prompts, copies, room):  # `room`: for so many new tokens a row
+    "The first pass: last states `(rows, D)`, the cache, and last positions `(rows, 1)` or None."
+    ids, positions, segments = _pad_left(prompts, model.model.embed_tokens.weight.device)
+    B, width = ids.shape
+    cache = model.new_cache(B, width + (room if copies == 1 else 0))
+    state = model.hidden(ids, positions, segments, cache)[:, -1]
+    if positions is not None:
+        positions = positions[:, -1:]
+    if copies == 1:
+        return state, cache, positions
+    cache = _repeat(cache, copies, model.new_cache(B * copies, width + room))
+    if positions is not None:
+        positions = positions.repeat_interleave(copies, 0)
+    return state.repeat_interleave(copies, 0), cache, positions
+
+# %% ../nbs/11_generate.ipynb #d0706c70
+def _read_tokens(model, tokens, cache, positions):  # `(rows,)`; `(rows, 1)` of the tokens, or None
+    "A later pass: states `(rows, D)` after one more token in each row."
+    ids = tokens[:, None]
+    segments = None if positions is None else torch.ones_like(ids)
+    return model.hidden(ids, positions, segments, cache)[:, -1]
 
 # %% ../nbs/11_generate.ipynb #6d002e76
 _WANTED = (
@@ -36,7 +89,7 @@ def _is_ids(prompt) -> bool:
         return False
     return True
 
-
+# %% ../nbs/11_generate.ipynb #e38b677b
 def _check_prompts(prompts, config):
     "Raises `ValueError` for prompts that this model can't go on with."
     limit, V = config.max_position_embeddings, config.vocab_size
@@ -97,58 +150,6 @@ def stop_ids(
             "tokenizer.eos_id; `stream` takes texts too, as stop"
         )
     return frozenset(map(operator.index, ids))
-
-# %% ../nbs/11_generate.ipynb #0b6fdf8c
-def _pad_left(
-    prompts,  # lists of ids
-    device,
-):  # ids `(B, T)`; positions and segments `(B, T)`, or None where nothing is padded
-    "One rectangle of ids: padding is segment 0, and each row's first token is at position 0."
-    lengths = [len(p) for p in prompts]
-    width = max(lengths)
-    # padding is masked, so any id will do
-    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
-    if min(lengths) == width:
-        return ids, None, None
-    padding = width - torch.tensor(lengths, device=device)[:, None]
-    positions = torch.arange(width, device=device) - padding
-    segments = (positions >= 0).long()
-    return ids, positions.clamp(min=0), segments
-
-# %% ../nbs/11_generate.ipynb #a4d5eda0
-def _repeat(cache, copies, wider):  # filled; how often; an empty one with room for all rows
-    "Every row `copies` times, one after another."
-    n = cache.length
-    for old, new in ((cache.k, wider.k), (cache.v, wider.v)):
-        new[:, :, :, :n] = old[:, :, :, :n].repeat_interleave(copies, 1)
-    segments = cache.segment_ids
-    if segments is not None:
-        segments = segments[:, :n].repeat_interleave(copies, 0)
-    wider.advance(n, segments)
-    return wider
-
-
-def _read_prompts(model, prompts, copies, room):  # `room`: for so many new tokens a row
-    "The first pass: last states `(rows, D)`, the cache, and last positions `(rows, 1)` or None."
-    ids, positions, segments = _pad_left(prompts, model.model.embed_tokens.weight.device)
-    B, width = ids.shape
-    cache = model.new_cache(B, width + (room if copies == 1 else 0))
-    state = model.hidden(ids, positions, segments, cache)[:, -1]
-    if positions is not None:
-        positions = positions[:, -1:]
-    if copies == 1:
-        return state, cache, positions
-    cache = _repeat(cache, copies, model.new_cache(B * copies, width + room))
-    if positions is not None:
-        positions = positions.repeat_interleave(copies, 0)
-    return state.repeat_interleave(copies, 0), cache, positions
-
-# %% ../nbs/11_generate.ipynb #d0706c70
-def _read_tokens(model, tokens, cache, positions):  # `(rows,)`; `(rows, 1)` of the tokens, or None
-    "A later pass: states `(rows, D)` after one more token in each row."
-    ids = tokens[:, None]
-    segments = None if positions is None else torch.ones_like(ids)
-    return model.hidden(ids, positions, segments, cache)[:, -1]
 
 # %% ../nbs/11_generate.ipynb #bc71b23d
 class _UsedTokens:
@@ -325,6 +326,21 @@ def _hold_back(text, stop):
     shown = len(text) - held
     return text[:shown], text[shown:], False
 
+# %% ../nbs/11_generate.ipynb #699d667d
+def _showable(pieces, stop):  # bytes of tokens, one after the other; stop strings
+    "Pieces of text, as soon as they are whole characters and can't become a stop string."
+    decoder, held = codecs.getincrementaldecoder("utf-8")(errors="replace"), ""
+    for piece in pieces:
+        text, held, done = _hold_back(held + decoder.decode(piece), stop)
+        if text:
+            yield text
+        if done:
+            return
+    # bytes that are left never became a character
+    text, held, _ = _hold_back(held + decoder.decode(b"", final=True), stop)
+    if text + held:
+        yield text + held
+
 # %% ../nbs/11_generate.ipynb #51613855
 def stream(
     model: MiniMind,
@@ -345,22 +361,10 @@ def stream(
     back until it is whole, and so is the beginning of a stop string. Options as in `generate`; and
     `stop`, texts that end the reply. Raises `ValueError` for a request that can't be met."""
     stop, end = _stop_strings(stop), stop_ids(model, eos_token_id)
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     how = temperature, top_k, top_p, repetition_penalty, penalty_exempt
-    held = ""
-    for _, (token,) in decode_steps(model, [prompt], max_new_tokens, *how, eos_token_id, seed):
-        if token in end:
-            break
-        text = held + decoder.decode(tokenizer.token_bytes(token))
-        piece, held, done = _hold_back(text, stop)
-        if piece:
-            yield piece
-        if done:
-            return
-    # bytes that are left never became a character
-    piece, held, _ = _hold_back(held + decoder.decode(b"", final=True), stop)
-    if piece + held:
-        yield piece + held
+    steps = decode_steps(model, [prompt], max_new_tokens, *how, eos_token_id, seed)
+    tokens = itertools.takewhile(lambda token: token not in end, (token for _, (token,) in steps))
+    yield from _showable(map(tokenizer.token_bytes, tokens), stop)
 
 # %% ../nbs/11_generate.ipynb #3f9a45af
 def chat(

@@ -162,7 +162,7 @@ class PolicyConfig(RewardConfig):
         NOT_NEGATIVE,
     )
 
-
+# %% ../nbs/36_grpo.ipynb #2c3b3ad2
 _A_GROUP = Bound(lambda v: v >= 2, "a group needs 2 or more answers")
 
 
@@ -351,7 +351,7 @@ class Answer(NamedTuple):
     drawn: torch.Tensor  # `(T,)` bool: which of them are the answer
     logps: torch.Tensor  # float32, of the answer's tokens when they were drawn
 
-
+# %% ../nbs/36_grpo.ipynb #8c9f09a1
 def _joined(rows):
     return torch.cat(rows) if rows else torch.zeros(0)
 
@@ -500,7 +500,7 @@ GRPO = Stage(
     run,
     reader=open_prompts,
     rung=Rung(
-        40,
+        30,
         "which number is larger: eight tries each, and the right ones made likelier",
         _practise,
         pace=6.0,

@@ -96,6 +96,39 @@ def hf_model_type(
         "norm_topk_prob=True and head_dim = hidden_size/num_attention_heads (Granite-MoE)"
     )
 
+# %% ../nbs/17_hub.ipynb #585f7143
+def to_hf_config(
+    config: ModelConfig,
+    dtype: torch.dtype = torch.float32,  # of the weights beside it
+) -> dict[str, Any]:
+    """The `config.json` of the Hugging Face model that `hf_model_type` names. The rotary settings
+    and the dtype stand in it twice, for transformers 4 and 5. Raises `ValueError`."""
+    kind, rope = hf_model_type(config), _rope_settings(config)
+    number = str(dtype).removeprefix("torch.")
+    out = {"architectures": [_CLASSES[kind]], "model_type": kind}
+    out |= {name: getattr(config, name) for name in _SAME}
+    out |= {
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "use_cache": True,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {**rope, "rope_theta": config.rope_theta},
+        "torch_dtype": number,
+        "dtype": number,
+    }
+    if config.rope_scaling:
+        out["rope_scaling"] = rope
+    if kind in ("qwen3", "qwen3_moe"):
+        out["use_sliding_window"] = False
+    if kind == "llama":
+        out["mlp_bias"] = False
+    if config.num_experts:
+        out |= _expert_settings(config, kind)
+    if kind == "granitemoeshared":  # which always has heads of hidden_size/num_attention_heads
+        del out["head_dim"]
+    return out
+
 # %% ../nbs/17_hub.ipynb #1b9bb101
 # The fields of `ModelConfig` that every architecture calls as we do.
 _SAME = (
@@ -138,38 +171,28 @@ def _expert_settings(c, kind):  # `ModelConfig` with experts, its architecture
         "logits_scaling": 1.0,
     }
 
-# %% ../nbs/17_hub.ipynb #585f7143
-def to_hf_config(
-    config: ModelConfig,
-    dtype: torch.dtype = torch.float32,  # of the weights beside it
-) -> dict[str, Any]:
-    """The `config.json` of the Hugging Face model that `hf_model_type` names. The rotary settings
-    and the dtype stand in it twice, for transformers 4 and 5. Raises `ValueError`."""
-    kind, rope = hf_model_type(config), _rope_settings(config)
-    number = str(dtype).removeprefix("torch.")
-    out = {"architectures": [_CLASSES[kind]], "model_type": kind}
-    out |= {name: getattr(config, name) for name in _SAME}
-    out |= {
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "use_cache": True,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {**rope, "rope_theta": config.rope_theta},
-        "torch_dtype": number,
-        "dtype": number,
+# %% ../nbs/17_hub.ipynb #9848ae71
+def from_hf_config(
+    d: dict[str, Any],  # read from a `config.json`
+) -> ModelConfig:
+    """The `ModelConfig` of a Hugging Face config. Raises `ValueError` for another architecture, an
+    unknown key, or an option that we don't compute."""
+    kind = _architecture(d)
+    d = {k: v for k, v in d.items() if v is not None}
+    theta, rope = _rope_of(d)
+    _refuse_other_models(d)
+    fields = _fields_of(d, kind)
+    rope, positions = _stretched(rope, fields["max_position_embeddings"])
+    scale = fields.pop("attention_multiplier", None)
+    fields |= {
+        "max_position_embeddings": positions,
+        "rope_theta": theta,
+        "rope_scaling": rope,
+        "qk_norm": kind.startswith("qwen3"),
     }
-    if config.rope_scaling:
-        out["rope_scaling"] = rope
-    if kind in ("qwen3", "qwen3_moe"):
-        out["use_sliding_window"] = False
-    if kind == "llama":
-        out["mlp_bias"] = False
-    if config.num_experts:
-        out |= _expert_settings(config, kind)
-    if kind == "granitemoeshared":  # which always has heads of hidden_size/num_attention_heads
-        del out["head_dim"]
-    return out
+    config = ModelConfig.from_dict(fields)
+    _check_scale(scale, config.head_dim)
+    return config
 
 # %% ../nbs/17_hub.ipynb #4df91bf9
 # Keys that change nothing in what is computed.
@@ -301,29 +324,6 @@ def _check_scale(scale, head_dim):  # by which queries times keys are multiplied
             "the only value that is supported"
         )
 
-# %% ../nbs/17_hub.ipynb #9848ae71
-def from_hf_config(
-    d: dict[str, Any],  # read from a `config.json`
-) -> ModelConfig:
-    """The `ModelConfig` of a Hugging Face config. Raises `ValueError` for another architecture, an
-    unknown key, or an option that we don't compute."""
-    kind = _architecture(d)
-    d = {k: v for k, v in d.items() if v is not None}
-    theta, rope = _rope_of(d)
-    _refuse_other_models(d)
-    fields = _fields_of(d, kind)
-    rope, positions = _stretched(rope, fields["max_position_embeddings"])
-    scale = fields.pop("attention_multiplier", None)
-    fields |= {
-        "max_position_embeddings": positions,
-        "rope_theta": theta,
-        "rope_scaling": rope,
-        "qk_norm": kind.startswith("qwen3"),
-    }
-    config = ModelConfig.from_dict(fields)
-    _check_scale(scale, config.head_dim)
-    return config
-
 # %% ../nbs/17_hub.ipynb #22f452d0
 def tokenizer_config(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, Any]:
     """The `tokenizer_config.json` that makes `AutoTokenizer` behave like `Tokenizer` and
@@ -355,7 +355,7 @@ def generation_config(
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {k: getattr(model.config, k) for k in tokens} | (model.generation_config or SAMPLING)
 
-
+# %% ../nbs/17_hub.ipynb #242f6ecd
 def _read_generation_config(path):  # of a model folder
     """What a folder says about generating. Of several tokens to stop at `ModelConfig` keeps the
     first; all of them stand here."""
@@ -366,7 +366,7 @@ def _read_generation_config(path):  # of a model folder
     stops = read_json(about).get("eos_token_id") if about.is_file() else None
     return {"eos_token_id": stops} | out if isinstance(stops, list) else out
 
-
+# %% ../nbs/17_hub.ipynb #a769618b
 def sampling_options(
     model: MiniMind,
     **given: Any,  # what the user wants; None: as the model says
@@ -389,7 +389,7 @@ _GRANITE = {
     "shared_expert.down_proj.weight": "shared_mlp.output_linear.weight",
 }
 
-
+# %% ../nbs/17_hub.ipynb #5dbac355
 def _each_expert(experts, part, p):  # "….mlp.experts", "gate_up_proj" or "down_proj", (E, …)
     "The matrices of each expert, as Qwen3-MoE has them."
     for e, matrix in enumerate(p):
@@ -430,7 +430,7 @@ def hf_views(
             out.setdefault(theirs, []).append(view)
     return out
 
-
+# %% ../nbs/17_hub.ipynb #0cc1230d
 def model_tensors(model: MiniMind) -> dict[str, torch.Tensor]:
     "The weights by Hugging Face's names."
     stacks = hf_views(model)
@@ -454,7 +454,7 @@ def _forget_other_config(file, wanted):
     if file.exists() and file.read_text(encoding="utf-8") != text:
         file.unlink()
 
-
+# %% ../nbs/17_hub.ipynb #2c4be553
 def write_folder(
     path: Path,
     model: MiniMind,  # whose config and way to sample are written
@@ -503,7 +503,7 @@ def _few(names):
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return "; ".join(names[:4]) + more
 
-
+# %% ../nbs/17_hub.ipynb #84d5c905
 def check_tensors(
     have: dict[str, tuple[int, ...]],  # `{name: shape}` of the tensors that are there
     want: dict[str, tuple[int, ...]],  # `{name: shape}` of those that are wanted
@@ -541,7 +541,7 @@ def _without_spare(tensors, tied, source):  # tied: is the head the embedding?
         )
     return tensors
 
-
+# %% ../nbs/17_hub.ipynb #c0d014ac
 def load_weights(
     model: MiniMind,
     tensors: dict[str, torch.Tensor],  # by Hugging Face's names
@@ -572,7 +572,7 @@ def load_config(
     except (ValueError, TypeError) as e:
         raise ValueError(f"{file}: {e}") from None
 
-
+# %% ../nbs/17_hub.ipynb #c0be1575
 def weight_files(
     path: str | Path,  # a model folder
 ) -> list[Path]:
@@ -610,7 +610,7 @@ def load_model(
     model.generation_config = _read_generation_config(path)
     return model.to(device).eval()
 
-
+# %% ../nbs/17_hub.ipynb #aeefa8b5
 def load_pretrained(
     path: str | Path,  # folder with `config.json`, weights and `tokenizer.json`
     device: str | torch.device = "cpu",  # where the weights go

@@ -61,7 +61,7 @@ def seconds_of_a_step(device: str) -> float:
     # the quicker of two: whatever else the machine does just now may be over in a minute
     return min(seconds_a_step(model, rows, causal_lm_loss, *how) for _ in range(2))
 
-
+# %% ../nbs/62_ladder.ipynb #9778514c
 def steps_left(
     run: str,  # a run's folder
     steps: int,  # that it is to have
@@ -85,7 +85,7 @@ def effort(
         out[name] = twice * (left * rung.pace + rung.measuring) if left else 0.0
     return out
 
-
+# %% ../nbs/62_ladder.ipynb #5c183eea
 def format_minutes(seconds: float) -> str:
     "A duration as one would say it."
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(10, round(seconds, -1)):.0f} s"
@@ -125,7 +125,7 @@ def _climb_one(name, rung, where, steps, **how):
     how |= dict(rung.baseline, eval_first=False)  # it begins where the other one began
     return last, stage.run(stage.config(out=out, **how))
 
-
+# %% ../nbs/62_ladder.ipynb #a7c1c778
 def climb(
     folder: Mapping[str, str],  # where each stage's run goes
     steps: Mapping[str, int],  # optimizer steps of each
@@ -170,7 +170,7 @@ def measure_ladder(
     )
     return texts, choices, questions
 
-
+# %% ../nbs/62_ladder.ipynb #13a816bb
 def knowledge_rows(
     texts: dict[str, dict],  # this and the others: what `measure_ladder` returned
     choices: dict[str, dict],
@@ -199,7 +199,7 @@ def first_numbers(
     line = next(iter(read_metrics(run)), {})
     return {k: v for k, v in line.items() if k != "step"} if line.get("step") == 0 else {}
 
-
+# %% ../nbs/62_ladder.ipynb #80e81c2d
 def change_rows(
     folder: Mapping[str, str],  # of the runs
     last: Mapping[str, dict],  # the last numbers of each stage
@@ -294,7 +294,7 @@ _HONESTLY = (
     "which way a stage moves its number, not how far it could."
 )
 
-
+# %% ../nbs/62_ladder.ipynb #a9e5cf3e
 def what_next(
     out: Path,  # of the ladder
     sft: str,  # folder of the fine-tuned model

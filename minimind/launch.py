@@ -86,7 +86,7 @@ def _surroundings(env):
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     return os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path} | (env or {})
 
-
+# %% ../nbs/53_launch.ipynb #c3ca4100
 def start_keeper(
     argv: list[str],
     log: Path,  # is written on
@@ -147,7 +147,7 @@ def curves(
                 values.append(value)
     return out
 
-
+# %% ../nbs/53_launch.ipynb #d4405399
 def plot_curves(
     runs: dict[str, str | Path],  # `{label: folder}`
     names: Sequence[str] = ("loss",),  # measures, one picture each
@@ -255,7 +255,7 @@ def _refuse_start(run):  # a `RunRecord`
             "looks at it, .stop() ends it"
         )
 
-
+# %% ../nbs/53_launch.ipynb #30e46281
 def _ask_to_end(run, wait):  # seconds
     "Send SIGTERM and wait. Raises `ValueError`, `TimeoutError`."
     if not run.running:

@@ -211,13 +211,14 @@ def _check_folder(path):
     there = [str(folder) for folder in inside or find_models()]
     if there:
         hint = did_you_mean(path, () if inside else there)
-        hint += f"; there {'is' if len(there) == 1 else 'are'} {', '.join(there[:12])}"
+        hint += f"{' There' if hint else '; there'} {'is' if len(there) == 1 else 'are'} "
+        hint += ", ".join(there[:12])
     else:
         hint = "; `minimind run` makes some, and `minimind pretrain` one of your own texts"
     why = f"it has no {_MODEL}" if path.is_dir() else "there is no such folder"
     raise FileNotFoundError(f"{path} is not a model folder: {why}{hint}")
 
-
+# %% ../nbs/61_library.ipynb #395e5f77
 def load(
     path: str | Path | None = None,  # a model's folder, or an adapter's; None: the newest chat run
     device: str | torch.device = "auto",  # as in `get_device`

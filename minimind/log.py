@@ -163,7 +163,7 @@ def format_seconds(seconds: float) -> str:
     minutes, s = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{s:02}" if minutes >= 60 else f"{minutes}:{s:02}"
 
-
+# %% ../nbs/15_log.ipynb #8acde8ab
 def fit_parts(
     parts: Mapping[str, str],  # `{name: text}`, in the order in which they are said
     width: int,  # columns
@@ -214,7 +214,7 @@ def format_shown(
     every = {k: (k, f"{v:.4g}") for k, v in numbers.items() if k != "step" and v is not None}
     return out or every
 
-
+# %% ../nbs/15_log.ipynb #1da281c7
 def format_line(
     numbers: dict[str, float | None],  # what `LogWindow.line` returned
     unit: str = "",  # of the loss
@@ -251,6 +251,33 @@ def sparkline(
     return "".join("▁▂▃▄▅▆▇█"[round(7 * (m - low) / span) if span else 0] for m in means)
 
 # %% ../nbs/15_log.ipynb #29ec880f
+def _curve(
+    name: str,  # of a number
+    steps: Sequence[dict],  # lines of training
+    shown: Shown,
+    unit: str,  # of the loss
+    first: float | None,  # loss of the first step
+) -> tuple[str, str] | None:  # what it is called, its curve between its first and last value
+    begin = first if name == "loss" and steps and steps[0]["step"] > 1 else None
+    values = _finite([begin, *(line.get(name) for line in steps)])
+    if not values:
+        return None
+    words, form = shown.get(name, ("loss", ".2f"))
+    a, b = format(values[0], form), format(values[-1], form)
+    return words, f"{a} {sparkline(values)} {b}{unit if name == 'loss' else ''}"
+
+
+def _changes(measured: Sequence[dict], shown: Shown) -> list[tuple[str, str]]:
+    "What was measured before the first step and after the last, as `(what, before → after)`."
+    before = measured[0] if measured and measured[0]["step"] == 0 else {}
+    after = measured[-1] if measured and measured[-1]["step"] else {}
+    was, now = format_shown(before, shown), format_shown(after, shown)
+    return [
+        (words, f"{was[name][1]} → {value}" if name in was else value)
+        for name, (words, value) in now.items()
+    ]
+
+# %% ../nbs/15_log.ipynb #b94c4dac
 def summary(
     lines: Sequence[dict],  # of `metrics.jsonl`
     shown: Shown,  # the numbers that matter; the curve is that of the first that training has
@@ -260,20 +287,10 @@ def summary(
     "The curve of a run, and what was measured before and after it, as lines of text."
     steps = [line for line in lines if "lr" in line]
     measured = [line for line in lines if "lr" not in line]
-    curves = [k for k in shown if any(k in line for line in steps)][:1]
-    out = []
-    for name in curves + ["loss"] * (bool(unit) or not curves):
-        begin = first if name == "loss" and steps and steps[0]["step"] > 1 else None
-        values = _finite([begin, *(line.get(name) for line in steps)])
-        if values:
-            words, form = shown.get(name, ("loss", ".2f"))
-            a, b = format(values[0], form), format(values[-1], form)
-            out.append((words, f"{a} {sparkline(values)} {b}{unit if name == 'loss' else ''}"))
-    before = measured[0] if measured and measured[0]["step"] == 0 else {}
-    after = measured[-1] if measured and measured[-1]["step"] else {}
-    was = format_shown(before, shown)
-    for name, (words, value) in format_shown(after, shown).items():
-        out.append((words, f"{was[name][1]} → {value}" if name in was else value))
+    names = [k for k in shown if any(k in line for line in steps)][:1]
+    names += ["loss"] * (bool(unit) or not names)
+    curves = [_curve(name, steps, shown, unit, first) for name in names]
+    out = [curve for curve in curves if curve] + _changes(measured, shown)
     wide = max((len(words) for words, _ in out), default=0)
     return [f"  {words:{wide}}  {text}" for words, text in out]
 
@@ -292,7 +309,7 @@ def odd_first_loss(
         "and the labels\nto these inputs?"
     )
 
-
+# %% ../nbs/15_log.ipynb #3500a8d2
 def odd_last_loss(
     first: float,  # nats a token, of the first step
     last: float,  # of the last steps
@@ -320,8 +337,9 @@ def text_table(
 ) -> str:  # text with aligned columns
     "A plain text table."
     rows = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
+    widths = [max(columns(row[i]) for row in rows) for i in range(len(rows[0]))]
+    padded = [[c + " " * (w - columns(c)) for c, w in zip(row, widths)] for row in rows]
+    lines = ["  ".join(row).rstrip() for row in padded]
     return "\n".join([lines[0], "  ".join("─" * w for w in widths), *lines[1:]])
 
 # %% ../nbs/15_log.ipynb #b258b5e3

@@ -336,7 +336,7 @@ def merge_lora(model: nn.Module) -> nn.Module:  # the model, changed in place
         m.merged = adapter
     return model
 
-
+# %% ../nbs/30_lora.ipynb #87a16473
 @torch.no_grad()
 def unmerge_lora(model: nn.Module) -> nn.Module:  # the model, changed in place
     """Take the merged adapter out again: the weights are what they were, up to rounding. Raises

@@ -111,7 +111,7 @@ def _states_and_head(model_or_hidden, head, chunk, inputs, caller):
         raise ValueError(f"{caller} on hidden states needs head=model.lm_head.weight")
     return model_or_hidden, head
 
-
+# %% ../nbs/12_losses.ipynb #15d49409
 def lm_loss(
     model_or_hidden: MiniMind | torch.Tensor,  # a model, or final states `(B, T, D)`
     labels: torch.Tensor,  # `(B, T)` int64 aligned with the input, `IGNORE` where not learned
@@ -212,6 +212,28 @@ def token_logprobs(
     picked = logits.gather(-1, target.clamp(min=0)[..., None])[..., 0]
     return torch.where(target == IGNORE, 0.0, picked - logits.logsumexp(-1))
 
+# %% ../nbs/12_losses.ipynb #7fa7b1cc
+def lm_logprobs(
+    model_or_hidden: MiniMind | torch.Tensor,  # a model, or final states `(B, T, D)`
+    labels: torch.Tensor,  # `(B, T)` int64 aligned with the input, `IGNORE` where nothing is asked
+    head: torch.Tensor | None = None,  # with states: the output matrix `(V, D)`
+    temperature: float = 1.0,  # that the logits are divided by
+    chunk: int = 1024,  # positions whose logits exist at once
+    **inputs: Any,  # with a model: what it is called with
+) -> torch.Tensor:  # `(B, T - 1)`, at least float32: log p(token t + 1 | tokens ≤ t), or 0
+    """`token_logprobs` for training: the same numbers and gradients, without logits that exist
+    whole. Raises `ValueError` on a wrong argument."""
+    if not temperature > 0:
+        raise ValueError(
+            f"temperature={temperature}: must be positive; the limit 0 has no log-probabilities"
+        )
+    hidden, head = _states_and_head(model_or_hidden, head, chunk, inputs, "lm_logprobs")
+    rows, targets = shift(hidden, labels)
+    logprobs = _ChunkedLogprobs.apply(rows, head, targets, temperature, chunk)
+    asked = labels[:, 1:] != IGNORE
+    out = torch.zeros(asked.shape, device=logprobs.device, dtype=logprobs.dtype)
+    return out.masked_scatter(asked, logprobs)
+
 # %% ../nbs/12_losses.ipynb #950f332a
 class _ChunkedLogprobs(torch.autograd.Function):
     """`(N,)` log-probabilities of `targets` under `hidden @ weight.T / temperature`, a chunk of
@@ -246,25 +268,3 @@ class _ChunkedLogprobs(torch.autograd.Function):
             grad_w += probs.T @ rows
             del probs
         return grad_h.to(hidden.dtype), grad_w.to(weight.dtype), None, None, None
-
-# %% ../nbs/12_losses.ipynb #7fa7b1cc
-def lm_logprobs(
-    model_or_hidden: MiniMind | torch.Tensor,  # a model, or final states `(B, T, D)`
-    labels: torch.Tensor,  # `(B, T)` int64 aligned with the input, `IGNORE` where nothing is asked
-    head: torch.Tensor | None = None,  # with states: the output matrix `(V, D)`
-    temperature: float = 1.0,  # that the logits are divided by
-    chunk: int = 1024,  # positions whose logits exist at once
-    **inputs: Any,  # with a model: what it is called with
-) -> torch.Tensor:  # `(B, T - 1)`, at least float32: log p(token t + 1 | tokens ≤ t), or 0
-    """`token_logprobs` for training: the same numbers and gradients, without logits that exist
-    whole. Raises `ValueError` on a wrong argument."""
-    if not temperature > 0:
-        raise ValueError(
-            f"temperature={temperature}: must be positive; the limit 0 has no log-probabilities"
-        )
-    hidden, head = _states_and_head(model_or_hidden, head, chunk, inputs, "lm_logprobs")
-    rows, targets = shift(hidden, labels)
-    logprobs = _ChunkedLogprobs.apply(rows, head, targets, temperature, chunk)
-    asked = labels[:, 1:] != IGNORE
-    out = torch.zeros(asked.shape, device=logprobs.device, dtype=logprobs.dtype)
-    return out.masked_scatter(asked, logprobs)

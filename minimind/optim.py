@@ -175,34 +175,6 @@ def parameter_groups(
             groups[_treatment(name, p)][name] = p
     return groups
 
-# %% ../nbs/13_optim.ipynb #131d36aa
-def _homes(optimizers: list[torch.optim.Optimizer], names: dict) -> dict[str, tuple]:
-    "`{name: (optimizer, parameter)}`."
-    owned = [(o, p) for o in optimizers for g in o.param_groups for p in g["params"]]
-    return {names[p]: (o, p) for o, p in owned}
-
-
-def _state_device(optimizer: torch.optim.Optimizer, p: torch.Tensor, kind: str) -> torch.device:
-    "Where a part of a parameter's state lies."
-    # torch keeps AdamW's count of steps on the CPU, unless the kernel is fused
-    on_host = kind == "step" and not optimizer.defaults.get("fused")
-    return torch.device("cpu") if on_host else p.device
-
-
-def _check_entry(key: str, value: torch.Tensor, home: dict):
-    "Raise `ValueError` if a tensor of a saved state does not belong to its parameter."
-    name, _, kind = key.rpartition("/")
-    if name not in home:
-        why = f"no parameter {name!r} is being trained"
-        raise ValueError(f"optimizer state has {key!r}, but {why}")
-    optimizer, p = home[name]
-    if (kind == "momentum_buffer") != isinstance(optimizer, Muon):
-        why = f"{name!r} is trained by {type(optimizer).__name__}; resume with the same optimizer"
-        raise ValueError(f"optimizer state has {key!r}, but {why}")
-    if kind != "step" and value.shape != p.shape:
-        shapes = f"shape {tuple(value.shape)}, the parameter {tuple(p.shape)}"
-        raise ValueError(f"optimizer state {key!r} has {shapes}")
-
 # %% ../nbs/13_optim.ipynb #7ccf31cd
 class Optimizers(Stateful):
     """Several torch optimisers as one: one `step`, one learning-rate factor, one state by parameter
@@ -284,6 +256,34 @@ def build_optimizer(
         fused = next(iter(names)).device.type in ("cpu", "cuda")
         optimizers.append(torch.optim.AdamW(by_adamw, lr=lr, betas=betas, fused=fused))
     return Optimizers(optimizers, names)
+
+# %% ../nbs/13_optim.ipynb #131d36aa
+def _homes(optimizers: list[torch.optim.Optimizer], names: dict) -> dict[str, tuple]:
+    "`{name: (optimizer, parameter)}`."
+    owned = [(o, p) for o in optimizers for g in o.param_groups for p in g["params"]]
+    return {names[p]: (o, p) for o, p in owned}
+
+
+def _state_device(optimizer: torch.optim.Optimizer, p: torch.Tensor, kind: str) -> torch.device:
+    "Where a part of a parameter's state lies."
+    # torch keeps AdamW's count of steps on the CPU, unless the kernel is fused
+    on_host = kind == "step" and not optimizer.defaults.get("fused")
+    return torch.device("cpu") if on_host else p.device
+
+
+def _check_entry(key: str, value: torch.Tensor, home: dict):
+    "Raise `ValueError` if a tensor of a saved state does not belong to its parameter."
+    name, _, kind = key.rpartition("/")
+    if name not in home:
+        why = f"no parameter {name!r} is being trained"
+        raise ValueError(f"optimizer state has {key!r}, but {why}")
+    optimizer, p = home[name]
+    if (kind == "momentum_buffer") != isinstance(optimizer, Muon):
+        why = f"{name!r} is trained by {type(optimizer).__name__}; resume with the same optimizer"
+        raise ValueError(f"optimizer state has {key!r}, but {why}")
+    if kind != "step" and value.shape != p.shape:
+        shapes = f"shape {tuple(value.shape)}, the parameter {tuple(p.shape)}"
+        raise ValueError(f"optimizer state {key!r} has {shapes}")
 
 # %% ../nbs/13_optim.ipynb #69ea4fdd
 SCHEDULES = ("cosine", "linear", "constant")

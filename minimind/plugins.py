@@ -20,7 +20,7 @@ class Plugin(NamedTuple):
     where: Any  # "module:object", imported when asked for; or the thing itself
     what: str  # one line for `--help`
 
-
+# %% ../nbs/91_plugins.ipynb #9815ac8b
 # what `minimind NAME` runs, a `stage.Stage`
 _STAGES = {
     "pretrain": Plugin("minimind.pretrain:PRETRAIN", "train a base model on text"),
@@ -99,7 +99,7 @@ def did_you_mean(
     close = difflib.get_close_matches(str(word), [str(k) for k in known], 1)
     return f"; did you mean {close[0]}?" if close else ""
 
-
+# %% ../nbs/91_plugins.ipynb #b611ca2c
 def load_plugin(
     kind: str,  # a key of `PLUGINS`
     name: str,  # one of `plugin_names(kind)`
@@ -115,7 +115,7 @@ def load_plugin(
     module, _, attribute = where.partition(":")
     return getattr(import_module(module), attribute)
 
-
+# %% ../nbs/91_plugins.ipynb #32b162fe
 def register_plugin(
     kind: str,  # a key of `PLUGINS`
     name: str,  # under which it can be asked for from now on

@@ -447,7 +447,7 @@ def split_prompts(
         print(NOTHING_HELD_OUT)
     return prompts, held
 
-
+# %% ../nbs/35_ppo.ipynb #a4401b4a
 def choose_engine(
     cfg: RLConfig,
     policy: MiniMind,

@@ -127,7 +127,7 @@ def sharing(cfg: PretrainConfig) -> dict[str, Any]:  # arguments of `read_docume
     "How files are read, and which share of them is held out."
     return cfg.reading | {"one_in": cfg.heldout_one_in or ONE_IN}
 
-
+# %% ../nbs/21_pretrain.ipynb #3defe21f
 def make_tokenizer(
     cfg: PretrainConfig,
     files: list[Path],  # training files
@@ -157,7 +157,7 @@ def model_shape(cfg: StageConfig) -> ModelConfig:  # with `model`
     check_length(cfg, config)
     return learnable(config)
 
-
+# %% ../nbs/21_pretrain.ipynb #d5c98fad
 def new_model(
     cfg: PretrainConfig,
     tokenizer: Tokenizer,
@@ -183,7 +183,7 @@ def take_bytes(
         out.append(text)
     return out
 
-
+# %% ../nbs/21_pretrain.ipynb #dfad3c21
 def heldout_texts(
     cfg: PretrainConfig,
     files: list[Path],  # training files
@@ -256,7 +256,7 @@ def _a_better_start(cfg, files):
         f"further:\n  --init {base}"
     )
 
-
+# %% ../nbs/21_pretrain.ipynb #0dc1e78b
 def fit_to_text(
     cfg: PretrainConfig,
     files: list[Path],  # training files
@@ -285,7 +285,7 @@ def training_split(
         return None
     return "train"
 
-
+# %% ../nbs/21_pretrain.ipynb #b6a28e88
 def run(
     cfg: PretrainConfig,
     dry_run: bool = False,  # print the plan and stop; nothing is written
@@ -328,6 +328,6 @@ PRETRAIN = Stage(
     tokens_known=True,
     closing=_try_it,
     rung=Rung(
-        560, "text → a model that continues text", lambda folder: dict(model="ci"), measuring=20
+        540, "text → a model that continues text", lambda folder: dict(model="ci"), measuring=20
     ),
 )

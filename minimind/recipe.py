@@ -62,7 +62,7 @@ class RecipeStage(NamedTuple):
     given: dict[str, Any]  # the fields that the recipe names
     nproc: int  # processes on each machine
 
-
+# %% ../nbs/52_recipe.ipynb #7c50f795
 @dataclass(frozen=True)
 class Recipe:
     "A run, as `load_recipe` has read it."
@@ -113,7 +113,7 @@ GPUS = {
 }
 PRICES = "RunPod's lowest offers of March 2026 (T4: Google Cloud's list); check yours"
 
-
+# %% ../nbs/52_recipe.ipynb #025c16b6
 def gpu_of(
     name: str,  # as the driver tells it, such as "NVIDIA GeForce RTX 3090"
 ) -> str | None:
@@ -161,7 +161,7 @@ def _read_toml(path):
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ValueError(f"{path} is not TOML: {e}") from None
 
-
+# %% ../nbs/52_recipe.ipynb #3a52415c
 def _check_head(path, tables):
     "Refuse a recipe that lacks what it must have, or has a table that nothing reads."
     stages = plugin_names("stage")
@@ -173,7 +173,7 @@ def _check_head(path, tables):
         known = ", ".join(stages)
         raise ValueError(f"{path}: a recipe needs at least one stage; there are {known}")
 
-
+# %% ../nbs/52_recipe.ipynb #27d54acf
 def _read_hardware(path, table):
     "The card's name, and how many of them a machine has."
     defaults = {"gpu": "", "gpus": 0}
@@ -203,7 +203,7 @@ def parse_changes(
             out[key] = value
     return out
 
-
+# %% ../nbs/52_recipe.ipynb #28cf7163
 def _changed(path, tables, types, changes):  # of the stages: `{name: table}`, `{name: types}`
     "The stages' tables with changes made. Raises `ValueError` for one that no stage would read."
     for key, value in dict(changes).items():
@@ -317,7 +317,7 @@ def _is_address(text):
     port = text.rpartition(":")[2]
     return re.fullmatch(r"\S+:\d+", text) and 0 < int(port) < 65536
 
-
+# %% ../nbs/52_recipe.ipynb #65c118a6
 def stage_command(
     recipe: Recipe,
     stage: str,  # one of its stages
@@ -380,7 +380,7 @@ def _tokens(recipe, stage):
         return epoch, config.steps * config.batch_size * config.seq_len
     return epoch, epoch and config.epochs * epoch or None
 
-
+# %% ../nbs/52_recipe.ipynb #26d763ef
 def _seen_from_here(recipe, stage):
     "A stage's config with the path of DeepSpeed's settings as it is from here, not from the root."
     config = recipe.stages[stage].config
@@ -547,7 +547,7 @@ def _size_lines(recipe, name, plan):
         )
     return lines
 
-
+# %% ../nbs/52_recipe.ipynb #e58af1d1
 def _work_line(config, plan):
     "Steps and tokens."
     epochs = f" = {plan['epochs']:.2f} epochs" if plan["epochs"] else ""
@@ -568,7 +568,7 @@ def _why(recipe, name, plan):
     sending = 1000 * send_seconds(plan["parameters"], plan["processes"])
     return f"{why}; {sending:.0f} ms a step for sending, at {LINK / 1e9:.0f} GB/s: assumed"
 
-
+# %% ../nbs/52_recipe.ipynb #1b17f930
 def _cost_lines(recipe, name, plan, nodes):
     "How long a stage takes and what that costs."
     card = GPUS.get(recipe.gpu)
@@ -617,7 +617,7 @@ def _stage_lines(recipe, name, nodes, address):
         lines += _rank_lines(recipe, name, plan, nodes, address)
     return [*lines, f"  $ {shell_command(stage_command(recipe, name, nodes, address))}", ""]
 
-
+# %% ../nbs/52_recipe.ipynb #ec3ae213
 def format_recipe(
     recipe: Recipe,
     only: str | None = None,  # one of its stages
@@ -664,7 +664,7 @@ def _lacks_init(recipe, stage, alone):  # is it the only stage that will be run?
         return False
     return alone or init not in [s.config.out for s in recipe.stages.values()]
 
-
+# %% ../nbs/52_recipe.ipynb #b26fd4da
 def check_data(
     recipe: Recipe,
     only: str | None = None,  # one of its stages

@@ -199,7 +199,7 @@ def _completion(ids, logps, reason, engine):  # what `_Protocol.complete` gives;
         raise EngineError(f"{engine.url} gave an empty completion (finish reason {reason!r})")
     return Completion(ids, logps, ids[-1] not in engine.stop)
 
-
+# %% ../nbs/34_remote.ipynb #ec68353a
 def _group(answers, size, engine):  # of one prompt
     group = [_completion(*answer, engine) for answer in answers]
     if len(group) != size:

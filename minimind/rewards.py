@@ -220,7 +220,7 @@ def parse_reward(
         )
     return name, weight
 
-
+# %% ../nbs/32_rewards.ipynb #755c6142
 def parse_rewards(
     specs: str | Sequence[str],  # as `parse_reward` takes them, several or one
 ) -> dict[str, float]:  # weights by name

@@ -79,7 +79,7 @@ def _prompt_row(row, tokenizer, seq_len, max_new_tokens, check_row):
     text = json.dumps([messages, tools], ensure_ascii=False, sort_keys=True)
     return text, Prompt(ids, row)
 
-
+# %% ../nbs/33_rollout.ipynb #05abcc89
 def read_prompts(
     # jsonl files of `{"conversations": […], "answer": …}`, or one
     files: Sequence[str | Path] | str | Path,
@@ -261,7 +261,7 @@ def rollout_logps(
     inputs = dict(input_ids=batch["input_ids"], routers=routers)
     return lm_logprobs(model, batch["labels"], temperature=temperature, **inputs)
 
-
+# %% ../nbs/33_rollout.ipynb #46b9d9b8
 @torch.no_grad()
 def score_rows(
     model: MiniMind,
@@ -453,7 +453,7 @@ class Drawn(NamedTuple):
     each: dict[str, torch.Tensor]  # `(N,)`: each reward by itself
     seconds: float  # that the drawing took
 
-
+# %% ../nbs/33_rollout.ipynb #e882ca39
 def draw_and_judge(
     engine: RolloutEngine,
     reward: RewardMix,

@@ -35,7 +35,7 @@ def _prompt(sign, editor):  # is there an editor of lines? It must know what tak
     begin, end = ("\x01", "\x02") if editor else ("", "")
     return f"{begin}\x1b[1;36m{end}{sign}{begin}\x1b[0m{end}"
 
-
+# %% ../nbs/63_terminal.ipynb #8c90907e
 def _line_editor():
     "Arrow keys, history, and pasted lines kept together, where there is such a thing."
     try:
@@ -46,14 +46,22 @@ def _line_editor():
     return True
 
 
+def _line(prompt):
+    "A line of the input. Nobody has typed those of a file or a pipe: they are shown."
+    text = input(prompt)
+    if not sys.stdin.isatty():
+        print(text)
+    return text
+
+
 def _read_message(prompt, more):  # signs for the first line and for the others
     'What somebody types: a line, or all that stands between `"""` and `"""`.'
-    text = input(prompt)
+    text = _line(prompt)
     if not text.lstrip().startswith('"""'):
         return text
     lines = [text.lstrip()[3:]]
     while not lines[-1].rstrip().endswith('"""'):
-        lines.append(input(more))
+        lines.append(_line(more))
     lines[-1] = lines[-1].rstrip()[:-3]
     return "\n".join(lines).strip("\n")
 

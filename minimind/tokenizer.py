@@ -347,7 +347,7 @@ def _finder(added):
     ahead = "" if swallows else f"(?={_openers(added).pattern})"
     return re.compile(f"{ahead}(?:{'|'.join(finds) or _NOWHERE})")
 
-
+# %% ../nbs/02_tokenizer.ipynb #7de17650
 def _cut_at_added(text, finder, ids):
     "`[(str, id)]`: the added tokens of `text` and, with id None, what lies between them."
     out, end = [], 0
@@ -420,7 +420,7 @@ def _encode_batch(backend, texts):
         raise
     return [encoding.ids for encoding in encodings]
 
-
+# %% ../nbs/02_tokenizer.ipynb #07a73f78
 def _decode(backend, ids, skip_special):
     "The text of `ids`, a sequence or a tensor of whole numbers."
     if isinstance(ids, (str, bytes)):

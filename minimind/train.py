@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['NOT_NEGATIVE', 'POSITIVE', 'AT_LEAST_1', 'SHARE', 'RATE', 'RESUME', 'LossFunction', 'MAX_SKIPS', 'Bound', 'one_of',
            'option', 'options', 'refuse', 'check_types', 'check_bounds', 'WatchConfig', 'RunConfig', 'DeviceConfig',
-           'TrainConfig', 'check_together', 'split_rows', 'rows_per_rank', 'micro_batches', 'Strategy', 'DataParallel',
-           'sum_over_ranks', 'compute_gradients', 'StepResult', 'train_step', 'seconds_a_step', 'NonFinite',
-           'bad_sources', 'explain_nonfinite', 'Saver', 'BadSteps', 'random_state', 'set_random_state',
-           'same_random_numbers', 'stop_signals', 'signals_of_all_ranks', 'Screen', 'RunLog', 'at_rest', 'sample_text',
-           'Evaluations', 'stop_if', 'total_steps', 'Run', 'warnings_of', 'conclude', 'guarded', 'next_batch', 'record',
-           'pause', 'fit']
+           'check_together', 'TrainConfig', 'split_rows', 'rows_per_rank', 'micro_batches', 'Strategy', 'DataParallel',
+           'sum_over_ranks', 'compute_gradients', 'StepResult', 'train_step', 'NonFinite', 'bad_sources',
+           'explain_nonfinite', 'Saver', 'total_steps', 'Run', 'next_batch', 'record', 'pause', 'fit', 'BadSteps',
+           'random_state', 'set_random_state', 'same_random_numbers', 'stop_signals', 'signals_of_all_ranks', 'Screen',
+           'RunLog', 'at_rest', 'sample_text', 'Evaluations', 'stop_if', 'warnings_of', 'conclude', 'guarded',
+           'seconds_a_step']
 
 # %% ../nbs/16_train.ipynb #7a36b4fc
 import math
@@ -89,7 +89,7 @@ def option(
     metadata = {"help": help, "bound": bound, "resume": resume, "auto": auto}
     return field(default=default, metadata=metadata, **more)
 
-
+# %% ../nbs/16_train.ipynb #96fdccae
 def options(
     config: Any,  # a config or its class
 ) -> dict[str, dict]:  # `{field: {help, bound, resume, auto}}`
@@ -126,7 +126,7 @@ def check_types(config: Any) -> None:
         if not isinstance(value, wanted) or isinstance(value, bool) and f.type in (int, float):
             refuse(config, f.name, f"must be {words}")
 
-
+# %% ../nbs/16_train.ipynb #5b9a77f1
 def check_bounds(config: Any) -> None:
     "Refuse values that make no sense. Raises `ValueError` for the first."
     check_types(config)
@@ -221,6 +221,31 @@ class DeviceConfig(RunConfig):
         False, "torch.compile the layers; where that fails, they run as they are", resume="free"
     )
 
+# %% ../nbs/16_train.ipynb #516a075b
+def check_together(cfg: "TrainConfig") -> None:
+    "Refuse settings that contradict each other. Raises `ValueError`."
+    trackers, strategies = plugin_names("tracker"), plugin_names("strategy")
+    if unknown := set(cfg.track) - set(trackers):
+        which = ", ".join(sorted(unknown))
+        refuse(cfg, "track", f"there is no tracker {which}; choose of {', '.join(trackers)}")
+    if cfg.parallel not in strategies:
+        refuse(cfg, "parallel", f"choose one of {', '.join(strategies)}")
+    if cfg.parallel == "deepspeed" and not cfg.deepspeed:
+        refuse(cfg, "parallel", "give DeepSpeed's settings, a json file, with --deepspeed")
+    if cfg.async_checkpoint and cfg.parallel == "fsdp":
+        refuse(
+            cfg,
+            "async_checkpoint",
+            "with --parallel fsdp all processes write a checkpoint together, and wait for each "
+            "other; leave one of the two out (in a recipe: --set async_checkpoint=false)",
+        )
+    if cfg.deepspeed and cfg.parallel == "fsdp":
+        refuse(
+            cfg, "parallel", "DeepSpeed shares the work in its own way; leave one of the two out"
+        )
+    if not cfg.steps and not cfg.epochs and not options(cfg)["epochs"]["auto"]:
+        refuse(cfg, "epochs", "must be positive when steps is 0: there is nothing to do")
+
 # %% ../nbs/16_train.ipynb #af944586
 @dataclass(frozen=True)
 class TrainConfig(DeviceConfig):
@@ -263,31 +288,6 @@ class TrainConfig(DeviceConfig):
     ) -> str | None:  # a line or two
         "What is said at the end if the run has not done what it was for."
 
-# %% ../nbs/16_train.ipynb #516a075b
-def check_together(cfg: TrainConfig) -> None:
-    "Refuse settings that contradict each other. Raises `ValueError`."
-    trackers, strategies = plugin_names("tracker"), plugin_names("strategy")
-    if unknown := set(cfg.track) - set(trackers):
-        which = ", ".join(sorted(unknown))
-        refuse(cfg, "track", f"there is no tracker {which}; choose of {', '.join(trackers)}")
-    if cfg.parallel not in strategies:
-        refuse(cfg, "parallel", f"choose one of {', '.join(strategies)}")
-    if cfg.parallel == "deepspeed" and not cfg.deepspeed:
-        refuse(cfg, "parallel", "give DeepSpeed's settings, a json file, with --deepspeed")
-    if cfg.async_checkpoint and cfg.parallel == "fsdp":
-        refuse(
-            cfg,
-            "async_checkpoint",
-            "with --parallel fsdp all processes write a checkpoint together, and wait for each "
-            "other; leave one of the two out (in a recipe: --set async_checkpoint=false)",
-        )
-    if cfg.deepspeed and cfg.parallel == "fsdp":
-        refuse(
-            cfg, "parallel", "DeepSpeed shares the work in its own way; leave one of the two out"
-        )
-    if not cfg.steps and not cfg.epochs and not options(cfg)["epochs"]["auto"]:
-        refuse(cfg, "epochs", "must be positive when steps is 0: there is nothing to do")
-
 # %% ../nbs/16_train.ipynb #f20ad458
 # `(model, batch) -> (loss sum, weight, metrics)`, the metrics being sums too
 LossFunction = Callable[[Any, dict[str, torch.Tensor]], tuple[torch.Tensor, float, dict]]
@@ -302,7 +302,7 @@ def split_rows(
     for i in range(0, rows, size):
         yield {k: v[i : i + size] for k, v in batch.items()}
 
-
+# %% ../nbs/16_train.ipynb #3e023b95
 def rows_per_rank(
     cfg: TrainConfig,
     rows: int,  # of a step
@@ -415,7 +415,22 @@ def sum_over_ranks(loss: float, weight: float, metrics: dict) -> tuple[float, fl
         metrics.update(share)
     return sum(loss for loss, _, _ in shares), sum(w for _, w, _ in shares), metrics
 
+# %% ../nbs/16_train.ipynb #de288b26
+def _forward(
+    micro: dict[str, torch.Tensor],  # a micro-batch
+    idle: bool,  # is it only for company?
+    loss_fn: LossFunction,
+    device: torch.device,
+    dtype: torch.dtype,
+    strategy: Strategy,
+) -> tuple[torch.Tensor, float, dict]:
+    "Loss sum, weight and metrics of a micro-batch; an idle one counts for nothing."
+    micro = {k: v.to(device, non_blocking=True) for k, v in micro.items()}
+    with precision(device, dtype):
+        loss, weight, metrics = strategy.forward(loss_fn, micro)
+    return (0 * loss, 0, {}) if idle else (loss, weight, metrics)
 
+# %% ../nbs/16_train.ipynb #fdce8157
 def compute_gradients(
     model: torch.nn.Module,  # whose gradients are empty
     batch: dict[str, torch.Tensor],  # rows first: the whole batch, in every process
@@ -434,11 +449,7 @@ def compute_gradients(
     known = rank_and_size()[1] == len(micros) == 1 and not strategy.lockstep
     loss_sum, weight, metrics = torch.zeros(()), 0.0, Counter()
     for turn, (micro, idle) in enumerate(micros, 1):
-        micro = {k: v.to(device, non_blocking=True) for k, v in micro.items()}
-        with precision(device, dtype):
-            loss, w, extra = strategy.forward(loss_fn, micro)
-        if idle:
-            loss, w, extra = 0 * loss, 0, {}
+        loss, w, extra = _forward(micro, idle, loss_fn, device, dtype, strategy)
         strategy.backward(loss / (w if w > 0 else math.nan) if known else loss, turn == len(micros))
         loss_sum, weight = loss_sum + loss.detach(), weight + w
         metrics.update(extra)
@@ -478,34 +489,6 @@ def train_step(
     norm = strategy.update(cfg.clip, move=math.isfinite(loss))
     return StepResult(loss, weight, norm, metrics)
 
-# %% ../nbs/16_train.ipynb #44953742
-def seconds_a_step(
-    model: torch.nn.Module,  # this and the others as in `fit`
-    batches: Batches,
-    loss_fn: LossFunction,
-    cfg: TrainConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> float:
-    "Try a micro-batch and an update, for the time of a step; the weights stay as they are."
-    start = time.perf_counter()
-    whole = batches.at(0)
-    making = (time.perf_counter() - start) / batches.steps_per_making
-    micro = next(split_rows(whole, cfg.micro_batch_size * rank_and_size()[1]))
-    optimizers = build_optimizer(model, cfg.optimizer)
-    optimizers.set_lr(0.0)
-    for _ in range(2):  # the first time also warms up
-        start = time.perf_counter()
-        compute_gradients(model, micro, loss_fn, cfg, device, dtype)
-        middle = time.perf_counter()
-        optimizers.step()
-        optimizers.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        end = time.perf_counter()
-    gradients = (middle - start) * count_tokens(whole) / count_tokens(micro)
-    return making + gradients + end - middle
-
 # %% ../nbs/16_train.ipynb #45cc9a3a
 class NonFinite(RuntimeError):
     "The loss or the gradient of a step is not a finite number."
@@ -532,7 +515,7 @@ def bad_sources(
     return [source for source, ok in zip(sources, fine) if not ok]
 
 # %% ../nbs/16_train.ipynb #2356737e
-def _likely_cause(step, result, broken):
+def _likely_cause(step, result, broken, some_rows):  # some_rows: is it some rows, and not all?
     if not result.weight:
         return (
             "no position of the batch has a label, so there is nothing to learn: look at the loss "
@@ -543,24 +526,31 @@ def _likely_cause(step, result, broken):
             f"the weights were broken before this step ({broken[0]}): go on from an earlier "
             "checkpoint with a lower learning rate"
         )
+    if some_rows:
+        return (
+            "the documents named here, for the other rows have a finite loss; if nothing is wrong "
+            "with them, a learning rate that is too high"
+        )
     if step <= 5:
         return "the data, or the weights the run began with"
     if math.isfinite(result.loss):
         return "the gradient overflows: try a tenth of the learning rate, or --dtype float32"
     return "a learning rate that is too high: try a tenth of it"
 
-
+# %% ../nbs/16_train.ipynb #0f603828
 def explain_nonfinite(
     step: int,  # its number, from 1
     result: StepResult,
     model: torch.nn.Module,
-    sources: list[str],  # `file:line`
+    sources: list[str],  # `file:line` of the suspects, from `bad_sources`
+    documents: int = 0,  # in the whole batch; 0: not known
 ) -> str:
     "What happened, why it probably did, and where to look."
     broken = [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
+    cause = _likely_cause(step, result, broken, 0 < len(sources) < documents)
     out = (
         f"step {step}: loss {result.loss:.4g}, gradient norm {result.norm:.4g}. "
-        f"Likely cause: {_likely_cause(step, result, broken)}."
+        f"Likely cause: {cause}."
     )
     if sources:
         more = f" and {len(sources) - 3:,} more" if len(sources) > 3 else ""
@@ -604,6 +594,145 @@ class Saver:
             raise
         self.finish()
 
+# %% ../nbs/16_train.ipynb #ec8f0f70
+def total_steps(
+    cfg: TrainConfig,
+    batches: Batches,
+) -> int:
+    "Optimizer steps of a run: given, or from the epochs."
+    return cfg.steps or max(1, round(cfg.epochs * batches.steps_per_epoch))
+
+# %% ../nbs/16_train.ipynb #012ce3a6
+def _check_same_steps(first: int, total: int, out: str) -> None:
+    "Raise `ValueError` if the processes of a run would not go the same way."
+    at = set(all_gather((first, total)))
+    if len(at) > 1:
+        raise ValueError(
+            f"the processes stand at different steps, {sorted(at)}: {out} must lie on a "
+            "disk that all of them share"
+        )
+
+# %% ../nbs/16_train.ipynb #435dd7ef
+class Run:
+    "What stands beside the loop of `fit`: who gives batches, saves, measures, logs and stops it."
+
+    def __init__(
+        self,
+        cfg: TrainConfig,  # all as in `fit`
+        batches: Batches,
+        loss_fn: LossFunction,
+        dtype: torch.dtype,
+        strategy: Strategy,
+        saver: Saver | None,
+        evaluate: Callable[[], dict[str, float]] | None,
+        desc: str,
+        listener: LogListener | None,
+        speak: Callable[[], str] | None = None,
+    ):
+        self.cfg, self.batches, self.dtype = cfg, batches, dtype
+        self.strategy, self.saver = strategy, saver or Saver()
+        self.total, self.seen, self.started = total_steps(cfg, batches), [], 0.0
+        self.first = self.saver.load()  # puts everything back
+        _check_same_steps(self.first, self.total, cfg.out)
+        warmup = min(cfg.warmup, self.total // 5)  # a short run must reach its rate too
+        self.schedule = self.total, warmup, cfg.schedule, cfg.final_lr  # for `lr_factor`
+        # preferences and rewards have units of their own, or none
+        self.in_nats = loss_fn is causal_lm_loss
+        unit = " nats" if self.in_nats else ""
+        progress, listener = self.saver.progress, listener or LogListener()
+        self.log = RunLog(cfg, self.first, self.total, progress, desc, unit, listener)
+        self.evaluations = Evaluations(evaluate, speak, cfg, self.total)
+        self.bad_steps = BadSteps(cfg, loss_fn, dtype, self.saver)
+
+# %% ../nbs/16_train.ipynb #0346c624
+def next_batch(
+    run: Run,
+    step: int,  # steps done
+) -> dict[str, torch.Tensor]:  # rows first
+    "The batch of the next step. If it can't be had, what was done so far is saved."
+    run.started = time.perf_counter()
+    try:
+        with run.strategy.unsharded() if run.batches.needs_model else nullcontext():
+            return run.batches.at(step)
+    except Exception:  # a reward function that fails, a disk that is gone
+        if step > run.first:
+            run.saver.save(step, dict(run.log.window))
+        raise
+
+# %% ../nbs/16_train.ipynb #1be97559
+def _first_loss(run: Run, loss: float) -> None:
+    "Remember the loss of the first step, and warn if it is odd."
+    run.log.first_loss = loss
+    if not run.in_nats:
+        return
+    if warning := odd_first_loss(loss, run.strategy.model.config.vocab_size):
+        say(warning)
+
+# %% ../nbs/16_train.ipynb #0b83fbc3
+def record(
+    run: Run,
+    step: int,  # steps done, this one included
+    batch: dict[str, torch.Tensor],
+    result: StepResult,
+    lr: float,
+) -> None:
+    "Count, log and show a step. Raises `NonFinite` for a bad one that is not to be skipped."
+    run.batches.observe(result)
+    window = run.log.window
+    if result.finite:
+        window.add(result, run.batches.numbers())
+    else:
+        window["skipped"] += 1
+    sources = [] if result.finite else run.batches.sources(step - 1)
+    run.bad_steps.check(step, result, run.strategy, batch, sources)
+    if step == 1:
+        _first_loss(run, result.loss)
+    seconds = time.perf_counter() - run.started
+    window.update(steps=1, tokens=count_tokens(batch), seconds=seconds)
+    run.log.line(step, lr, result.norm)
+
+# %% ../nbs/16_train.ipynb #977b1ffc
+def pause(
+    run: Run,
+    step: int,  # steps done
+) -> None:
+    "Save, measure, stop, each if it is time."
+    signals = signals_of_all_ranks(run.seen)  # one that comes later waits for the next look
+    due = run.evaluations.due(step)
+    if signals or due or step == run.total or step % run.cfg.save_every == 0:
+        run.saver.save(step, dict(run.log.window))
+    if due and not signals:
+        run.evaluations.measure(step, run.strategy, run.dtype, run.log)
+        signals = signals_of_all_ranks(run.seen)
+    stop_if(signals, step, run.log, run.saver)
+
+# %% ../nbs/16_train.ipynb #69e058af
+def fit(
+    model: torch.nn.Module,  # a `MiniMind`, or what has one inside, on its device
+    batches: Batches,
+    loss_fn: LossFunction,  # `(model, batch) -> (loss sum, weight, metrics)`, metrics are sums too
+    optimizers: Optimizers,
+    cfg: TrainConfig,
+    dtype: torch.dtype = torch.float32,  # of the matrix products
+    saver: Saver | None = None,  # default: nothing is saved
+    evaluate: Callable[[], dict[str, float]] | None = None,  # gives numbers by name
+    desc: str = "train",  # shown on the progress bar
+    strategy: Strategy | None = None,  # how processes share the work; default: `DataParallel`
+    listener: LogListener | None = None,  # who else is told every line of the log
+    speak: Callable[[], str] | None = None,  # gives a sample of what the model says
+) -> dict[str, float | None]:  # the numbers of the last step
+    "Train to the last step. Raises `NonFinite`, `PeerLost`; a signal saves, then ends the run."
+    strategy = strategy or DataParallel(model, optimizers)
+    run = Run(cfg, batches, loss_fn, dtype, strategy, saver, evaluate, desc, listener, speak)
+    with guarded(run):
+        for step in range(run.first, run.total):
+            batch = next_batch(run, step)
+            optimizers.set_lr(factor := lr_factor(step, *run.schedule))
+            result = train_step(model, batch, loss_fn, optimizers, cfg, dtype, strategy)
+            record(run, step + 1, batch, result, cfg.lr * factor)
+            pause(run, step + 1)
+    return run.log.history.last()
+
 # %% ../nbs/16_train.ipynb #125dc86a
 MAX_SKIPS = 10  # bad steps in a row that `on_nan="skip"` bears before it stops after all
 
@@ -629,7 +758,7 @@ class BadSteps:
             return
         with strategy.unsharded():
             suspects = bad_sources(strategy.model, batch, self.loss_fn, sources, self.dtype)
-            message = explain_nonfinite(step, result, strategy.model, suspects)
+            message = explain_nonfinite(step, result, strategy.model, suspects, len(sources))
         if file := self.saver.save_batch(batch):
             message += f" The batch is kept in {file}."
         if self.cfg.on_nan == "stop":
@@ -667,7 +796,7 @@ def set_random_state(
     version, internal, gauss = python
     random.setstate((version, tuple(internal), gauss))
 
-
+# %% ../nbs/16_train.ipynb #b60a1b08
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
     """What is drawn inside does not move the generators outside: an evaluation must not change the
@@ -707,7 +836,7 @@ def stop_signals() -> Iterator[list[signal.Signals]]:  # empty until a signal co
         for number, handler in old.items():
             signal.signal(number, handler)
 
-
+# %% ../nbs/16_train.ipynb #1ccd761e
 def signals_of_all_ranks(
     seen: list[signal.Signals],  # what `stop_signals` yielded
 ) -> list[signal.Signals]:
@@ -807,7 +936,7 @@ def at_rest(strategy: Strategy, dtype: torch.dtype) -> Iterator[None]:
         yield
     model.train()
 
-
+# %% ../nbs/16_train.ipynb #0e5c9457
 def sample_text(
     model: torch.nn.Module,  # a `MiniMind`, or what has one inside
     tokenizer: Tokenizer,
@@ -903,51 +1032,6 @@ def stop_if(
     say(f"{log.desc}: {at}: {saver.where()}")
     raise KeyboardInterrupt if signals[0] == signal.SIGINT else SystemExit(128 + signals[0])
 
-# %% ../nbs/16_train.ipynb #ec8f0f70
-def total_steps(
-    cfg: TrainConfig,
-    batches: Batches,
-) -> int:
-    "Optimizer steps of a run: given, or from the epochs."
-    return cfg.steps or max(1, round(cfg.epochs * batches.steps_per_epoch))
-
-# %% ../nbs/16_train.ipynb #012ce3a6
-class Run:
-    "What stands beside the loop of `fit`: who gives batches, saves, measures, logs and stops it."
-
-    def __init__(
-        self,
-        cfg: TrainConfig,  # all as in `fit`
-        batches: Batches,
-        loss_fn: LossFunction,
-        dtype: torch.dtype,
-        strategy: Strategy,
-        saver: Saver | None,
-        evaluate: Callable[[], dict[str, float]] | None,
-        desc: str,
-        listener: LogListener | None,
-        speak: Callable[[], str] | None = None,
-    ):
-        self.cfg, self.batches, self.dtype = cfg, batches, dtype
-        self.strategy, self.saver = strategy, saver or Saver()
-        self.total, self.seen, self.started = total_steps(cfg, batches), [], 0.0
-        self.first = self.saver.load()  # puts everything back
-        at = set(all_gather((self.first, self.total)))
-        if len(at) > 1:
-            raise ValueError(
-                f"the processes stand at different steps, {sorted(at)}: {cfg.out} must lie on a "
-                "disk that all of them share"
-            )
-        warmup = min(cfg.warmup, self.total // 5)  # a short run must reach its rate too
-        self.schedule = self.total, warmup, cfg.schedule, cfg.final_lr  # for `lr_factor`
-        # preferences and rewards have units of their own, or none
-        self.in_nats = loss_fn is causal_lm_loss
-        unit = " nats" if self.in_nats else ""
-        progress, listener = self.saver.progress, listener or LogListener()
-        self.log = RunLog(cfg, self.first, self.total, progress, desc, unit, listener)
-        self.evaluations = Evaluations(evaluate, speak, cfg, self.total)
-        self.bad_steps = BadSteps(cfg, loss_fn, dtype, self.saver)
-
 # %% ../nbs/16_train.ipynb #d71263c1
 def warnings_of(run: Run, lines: list[dict]) -> list[str]:  # of the log
     "What a user should know before the model is used."
@@ -962,7 +1046,7 @@ def warnings_of(run: Run, lines: list[dict]) -> list[str]:  # of the log
     before = lines[0] if lines and lines[0]["step"] == 0 else {}
     return [text for text in (*found, run.cfg.verdict(before, numbers)) if text]
 
-
+# %% ../nbs/16_train.ipynb #d7fad4d1
 def conclude(run: Run) -> None:
     "Say what came of the steps that were done."
     log, steps = run.log, run.total - run.first
@@ -994,86 +1078,30 @@ def guarded(run: Run) -> Iterator[None]:
         yield
     conclude(run)
 
-# %% ../nbs/16_train.ipynb #0346c624
-def next_batch(
-    run: Run,
-    step: int,  # steps done
-) -> dict[str, torch.Tensor]:  # rows first
-    "The batch of the next step. If it can't be had, what was done so far is saved."
-    run.started = time.perf_counter()
-    try:
-        with run.strategy.unsharded() if run.batches.needs_model else nullcontext():
-            return run.batches.at(step)
-    except Exception:  # a reward function that fails, a disk that is gone
-        if step > run.first:
-            run.saver.save(step, dict(run.log.window))
-        raise
-
-# %% ../nbs/16_train.ipynb #1be97559
-def record(
-    run: Run,
-    step: int,  # steps done, this one included
-    batch: dict[str, torch.Tensor],
-    result: StepResult,
-    lr: float,
-) -> None:
-    "Count, log and show a step. Raises `NonFinite` for a bad one that is not to be skipped."
-    run.batches.observe(result)
-    window = run.log.window
-    if result.finite:
-        window.add(result, run.batches.numbers())
-    else:
-        window["skipped"] += 1
-    sources = [] if result.finite else run.batches.sources(step - 1)
-    run.bad_steps.check(step, result, run.strategy, batch, sources)
-    if step == 1:
-        run.log.first_loss = result.loss
-    if step == 1 and run.in_nats:
-        warning = odd_first_loss(result.loss, run.strategy.model.config.vocab_size)
-        if warning:
-            say(warning)
-    seconds = time.perf_counter() - run.started
-    window.update(steps=1, tokens=count_tokens(batch), seconds=seconds)
-    run.log.line(step, lr, result.norm)
-
-# %% ../nbs/16_train.ipynb #977b1ffc
-def pause(
-    run: Run,
-    step: int,  # steps done
-) -> None:
-    "Save, measure, stop, each if it is time."
-    signals = signals_of_all_ranks(run.seen)  # one that comes later waits for the next look
-    due = run.evaluations.due(step)
-    if signals or due or step == run.total or step % run.cfg.save_every == 0:
-        run.saver.save(step, dict(run.log.window))
-    if due and not signals:
-        run.evaluations.measure(step, run.strategy, run.dtype, run.log)
-        signals = signals_of_all_ranks(run.seen)
-    stop_if(signals, step, run.log, run.saver)
-
-# %% ../nbs/16_train.ipynb #69e058af
-def fit(
-    model: torch.nn.Module,  # a `MiniMind`, or what has one inside, on its device
+# %% ../nbs/16_train.ipynb #44953742
+def seconds_a_step(
+    model: torch.nn.Module,  # this and the others as in `fit`
     batches: Batches,
-    loss_fn: LossFunction,  # `(model, batch) -> (loss sum, weight, metrics)`, metrics are sums too
-    optimizers: Optimizers,
+    loss_fn: LossFunction,
     cfg: TrainConfig,
-    dtype: torch.dtype = torch.float32,  # of the matrix products
-    saver: Saver | None = None,  # default: nothing is saved
-    evaluate: Callable[[], dict[str, float]] | None = None,  # gives numbers by name
-    desc: str = "train",  # shown on the progress bar
-    strategy: Strategy | None = None,  # how processes share the work; default: `DataParallel`
-    listener: LogListener | None = None,  # who else is told every line of the log
-    speak: Callable[[], str] | None = None,  # gives a sample of what the model says
-) -> dict[str, float | None]:  # the numbers of the last step
-    "Train to the last step. Raises `NonFinite`, `PeerLost`; a signal saves, then ends the run."
-    strategy = strategy or DataParallel(model, optimizers)
-    run = Run(cfg, batches, loss_fn, dtype, strategy, saver, evaluate, desc, listener, speak)
-    with guarded(run):
-        for step in range(run.first, run.total):
-            batch = next_batch(run, step)
-            optimizers.set_lr(factor := lr_factor(step, *run.schedule))
-            result = train_step(model, batch, loss_fn, optimizers, cfg, dtype, strategy)
-            record(run, step + 1, batch, result, cfg.lr * factor)
-            pause(run, step + 1)
-    return run.log.history.last()
+    device: torch.device,
+    dtype: torch.dtype,
+) -> float:
+    "Try a micro-batch and an update, for the time of a step; the weights stay as they are."
+    start = time.perf_counter()
+    whole = batches.at(0)
+    making = (time.perf_counter() - start) / batches.steps_per_making
+    micro = next(split_rows(whole, cfg.micro_batch_size * rank_and_size()[1]))
+    optimizers = build_optimizer(model, cfg.optimizer)
+    optimizers.set_lr(0.0)
+    for _ in range(2):  # the first time also warms up
+        start = time.perf_counter()
+        compute_gradients(model, micro, loss_fn, cfg, device, dtype)
+        middle = time.perf_counter()
+        optimizers.step()
+        optimizers.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        end = time.perf_counter()
+    gradients = (middle - start) * count_tokens(whole) / count_tokens(micro)
+    return making + gradients + end - middle

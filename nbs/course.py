@@ -1,7 +1,11 @@
 """What several lessons need and none of them teaches: small real texts, and a model that has read
 them for some seconds. For the notebooks only; the package never imports it."""
 
+import base64
+import hashlib
+import html
 import io
+import itertools
 import json
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -141,8 +145,9 @@ KINDS = {
 
 
 def boxes(
-    things,  # (name, x, y, label, kind): where a box stands, what is in it, one of `KINDS`
-    arrows=(),  # (from, to, label)
+    things,  # (name, x, y, label, kind): where a box stands, what is in it, one of `KINDS`;
+    # two more numbers are its own width and height
+    arrows=(),  # (from, to, label); one more number bends it, e.g. 0.4 around what lies between
     title="",
     size=(1.62, 0.72),  # of a box, in units of x and y
     scale=0.8,  # inches a unit
@@ -150,47 +155,274 @@ def boxes(
 ):  # the axes
     "Draw what is connected to what. Labels are arguments, so that they can be translated."
     import matplotlib.pyplot as plt
-    from matplotlib.patches import FancyBboxPatch
 
-    (w, h), place = size, {name: (x, y) for name, x, y, *_ in things}
-    xs, ys = zip(*place.values())
+    place = {name: (x, y, *(own or size)) for name, x, y, _, _, *own in things}
+    left, right = (f(x + s * w / 2 for x, _, w, _ in place.values()) for f, s in EDGES)
+    below, above = (f(y + s * h / 2 for _, y, _, h in place.values()) for f, s in EDGES)
     if ax is None:
-        width, height = max(xs) - min(xs) + w + 0.2, max(ys) - min(ys) + h + 0.3
+        width, height = right - left + 0.2, above - below + 0.3
         _, ax = plt.subplots(figsize=(scale * width, scale * height + 0.3 * bool(title)))
-    ax.set(xlim=(min(xs) - w / 2 - 0.1, max(xs) + w / 2 + 0.1), aspect="equal")
-    ax.set_ylim(min(ys) - h / 2 - 0.15, max(ys) + h / 2 + 0.15)
-    for name, x, y, label, kind in things:
-        fill, edge = KINDS[kind]
-        shape = FancyBboxPatch(
-            (x - w / 2 + 0.08, y - h / 2 + 0.08),
-            w - 0.16,
-            h - 0.16,
-            boxstyle="round,pad=0.08",
-            facecolor=fill,
-            edgecolor=edge,
-            linewidth=1.2,
-        )
-        ax.add_patch(shape)
-        ax.text(x, y, label, ha="center", va="center", fontsize=8.5, color="black")
-    for start, end, label in arrows:
-        _arrow(ax, place[start], place[end], label, w, h)
+    ax.set(xlim=(left - 0.1, right + 0.1), ylim=(below - 0.15, above + 0.15), aspect="equal")
+    for name, _, _, label, kind, *_ in things:
+        _box(ax, *place[name], label, kind)
+    for start, end, label, *bend in arrows:
+        _arrow(ax, place[start], place[end], label, *bend)
     ax.set_title(title, loc="center", fontsize=10)
     ax.axis("off")
     return ax
 
 
-def _arrow(ax, start, end, label, w, h):
+EDGES = (min, -1), (max, 1)
+
+
+def _box(ax, x, y, w, h, label, kind):
+    from matplotlib.patches import FancyBboxPatch
+
+    fill, edge = KINDS[kind]
+    corner, look = (x - w / 2 + 0.08, y - h / 2 + 0.08), dict(boxstyle="round,pad=0.08")
+    shape = FancyBboxPatch(corner, w - 0.16, h - 0.16, **look, fc=fill, ec=edge, linewidth=1.2)
+    ax.add_patch(shape)
+    ax.text(x, y, label, ha="center", va="center", fontsize=8.5, color="black")
+
+
+def _arrow(ax, start, end, label, bend=0.0):
     "An arrow from the edge of one box to the edge of another, its label at its middle."
-    (x0, y0), (x1, y1) = start, end
-    if abs(x1 - x0) >= w:  # side by side: from a right edge to a left one, or back
+    (x0, y0, w0, h0), (x1, y1, w1, h1) = start, end
+    if abs(x1 - x0) >= (w0 + w1) / 2:  # side by side: from a right edge to a left one, or back
         side = 1 if x1 > x0 else -1
-        x0, x1 = x0 + side * w / 2, x1 - side * w / 2
+        x0, x1 = x0 + side * w0 / 2, x1 - side * w1 / 2
     else:
         side = 1 if y1 > y0 else -1
-        y0, y1 = y0 + side * h / 2, y1 - side * h / 2
+        y0, y1 = y0 + side * h0 / 2, y1 - side * h1 / 2
     look = dict(arrowstyle="-|>", color="#555555", linewidth=1.1, shrinkA=1, shrinkB=1)
+    look["connectionstyle"] = f"arc3,rad={bend}"
     ax.annotate("", (x1, y1), (x0, y0), arrowprops=look)
-    if label:
-        spot = (x0 + x1) / 2, (y0 + y1) / 2
+    if label:  # the curve's middle lies half of the bend beside the straight line's
+        spot = (x0 + x1 + bend * (y1 - y0)) / 2, (y0 + y1 - bend * (x1 - x0)) / 2
         back = dict(facecolor="white", edgecolor="none", pad=0.6)
         ax.text(*spot, label, ha="center", va="center", fontsize=7.5, color="#333333", bbox=back)
+
+
+class dial:
+    """A figure to turn: a slider for each option of `draw`. Where a kernel and ipywidgets are at
+    hand, every turn draws anew; elsewhere (a page of the site, a saved notebook) the same sliders
+    choose among the pictures of all values, drawn beforehand."""
+
+    def __init__(
+        self,
+        draw,  # `(**chosen)` draws one figure; what it returns is left alone
+        start=None,  # {option: value} at the beginning; without it the first of each
+        **values,  # for each option the few values that its slider has
+    ):
+        first = {name: options[0] for name, options in values.items()} | (start or {})
+        self.draw, self.values, self.start = draw, values, first
+
+    def _repr_mimebundle_(self, **_):
+        bundle = {"text/plain": f"a dial for {', '.join(self.values)}", "text/html": self.page()}
+        try:
+            from ipywidgets import SelectionSlider, interactive
+        except ImportError:
+            return bundle
+        sliders = {
+            name: SelectionSlider(options=[(_shown(v), v) for v in options], value=self.start[name])
+            for name, options in self.values.items()
+        }
+        return bundle | interactive(self._turn, **sliders)._repr_mimebundle_()
+
+    def _turn(self, **chosen):
+        import matplotlib.pyplot as plt
+
+        self.draw(**chosen)
+        plt.show()
+
+    def page(self):
+        "The sliders and the pictures as HTML, which needs nothing else."
+        choices = [dict(zip(self.values, c)) for c in itertools.product(*self.values.values())]
+        pictures = [_picture(self.draw, choice) for choice in choices]
+        name = "dial-" + hashlib.sha256("".join(pictures).encode()).hexdigest()[:10]
+        sliders = [
+            SLIDER.format(
+                name=option,
+                last=len(options) - 1,
+                at=options.index(self.start[option]),
+                shown=_shown(self.start[option]),
+                values=html.escape(json.dumps(list(map(_shown, options))), quote=True),
+            )
+            for option, options in self.values.items()
+        ]
+        shown = choices.index(self.start)
+        images = [
+            IMAGE.format(data=data, hidden="" if i == shown else "hidden", words=_words(choice))
+            for i, (data, choice) in enumerate(zip(pictures, choices))
+        ]
+        parts = [f'<div class="dial" id="{name}"><div>', *sliders, "</div>", *images, "</div>"]
+        return "\n".join([*parts, SCRIPT.replace("NAME", name)])
+
+
+SLIDER = (
+    '<label style="display:inline-block;margin-right:1.5em">{name} <input type="range" min="0" '
+    'max="{last}" value="{at}" data-values="{values}"> <output>{shown}</output></label>'
+)
+IMAGE = '<img src="data:image/png;base64,{data}" alt="{words}" style="max-width:100%" {hidden}>'
+# the last slider's values follow each other fastest in the list of pictures
+SCRIPT = """<script>(() => {
+  const box = document.getElementById("NAME"), sliders = [...box.querySelectorAll("input")]
+  const turn = () => {
+    let at = 0
+    for (const s of sliders) {
+      const values = JSON.parse(s.dataset.values)
+      at = at * values.length + Number(s.value)
+      s.parentNode.querySelector("output").textContent = values[s.value]
+    }
+    box.querySelectorAll("img").forEach((img, i) => { img.hidden = i !== at })
+  }
+  sliders.forEach(s => s.addEventListener("input", turn))
+})()</script>"""
+
+
+def _shown(value):  # of an option
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _words(choice):  # {option: value}
+    return html.escape(", ".join(f"{k} {_shown(v)}" for k, v in choice.items()), quote=True)
+
+
+def _picture(draw, choice):
+    "One figure as a small PNG of few colours, in base64."
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    before = set(plt.get_fignums())
+    draw(**choice)
+    figure, raw, small = plt.gcf(), io.BytesIO(), io.BytesIO()
+    figure.savefig(raw, format="png", dpi=80, bbox_inches="tight")
+    for number in set(plt.get_fignums()) - before:
+        plt.close(number)
+    Image.open(raw).convert("RGB").quantize(32).save(small, format="png", optimize=True)
+    return base64.b64encode(small.getvalue()).decode()
+
+
+# who takes part in the methods of alignment, and where each stands in the picture
+PLAYERS = {
+    "prompts": (0, 1.1, "data"),
+    "pairs": (0, 1.1, "data"),
+    "policy": (2.2, 1.1, "model"),
+    "group": (4.4, 1.1, "data"),
+    "completion": (4.4, 1.1, "data"),
+    "reference": (2.2, -1.1, "frozen"),
+    "teacher": (2.2, -1.1, "frozen"),
+    "critic": (4.4, -0.1, "model"),
+    "reward": (6.6, 1.1, "frozen"),
+    "loss": (6.6, -0.1, "step"),
+}
+SAYS = {
+    "prompts": "prompts",
+    "pairs": "pairs: better,\nworse reply",
+    "policy": "policy\n(it learns)",
+    "group": "a group of\nreplies",
+    "completion": "reply",
+    "reference": "reference\n(frozen copy)",
+    "teacher": "teacher\n(frozen)",
+    "critic": "critic\n(it learns)",
+    "reward": "reward",
+    "loss": "loss",
+}
+LINE_UPS = {
+    "DPO": "pairs>policy pairs>reference policy>loss reference>loss",
+    "PPO": "prompts>policy policy>completion completion>reward completion>critic reward>loss "
+    "critic>loss completion>reference reference>loss",
+    "GRPO": "prompts>policy policy>group group>reward reward>loss group>reference reference>loss",
+    "distillation": "prompts>policy prompts>teacher policy>loss teacher>loss",
+}
+
+
+def line_up(method, says=SAYS, title="", ax=None):  # a key of `LINE_UPS`
+    "Who takes part in a method of alignment. All of its pictures put the same one at one place."
+    steps = [step.split(">") for step in LINE_UPS[method].split()]
+    names = [name for name in PLAYERS if any(name in step for step in steps)]
+    things = [(name, *PLAYERS[name][:2], says[name], PLAYERS[name][2]) for name in names]
+    arrows = [(a, b, "", 0.15 if b == "loss" and a != "reward" else 0.0) for a, b in steps]
+    return boxes(things, arrows, title or method, ax=ax)
+
+
+def complaint(f, *args, **options):
+    "What an error says, without the folder of this page, which has another name each time."
+    import re
+    import tempfile
+
+    try:
+        f(*args, **options)
+    except (ValueError, OSError) as error:
+        return re.sub(re.escape(tempfile.gettempdir()) + r"/[^/\s]+/", "", str(error))
+
+
+def larger(a, b, reply="?"):  # two digits
+    "A question for the larger of two digits, with its right answer."
+    ask = {"role": "user", "content": f"Larger: {a} or {b}?"}
+    answer = {"role": "assistant", "content": reply}
+    return {"conversations": [ask, answer], "answer": str(max(a, b))}
+
+
+def guessing_model(work):  # a folder, in which `sft` is made
+    """Ninety pairs of digits, and a small model that was fine-tuned on what somebody said who did
+    not know which is larger: one of the two by a coin, now and then both."""
+    import random
+
+    from minimind import sft
+    from minimind.hub import save_pretrained
+
+    coin, problems = random.Random(0), [(a, b) for a in range(10) for b in range(10) if a != b]
+    coin.shuffle(problems)
+
+    def guess(a, b):
+        return larger(a, b, f"{a} or {b}" if coin.random() < 0.15 else str(coin.choice((a, b))))
+
+    guesses = [guess(a, b) for _ in range(20) for a, b in problems]
+    tokenizer = Tokenizer.train([json.dumps(guess(a, b)) for a, b in problems] * 2, 300)
+    torch.manual_seed(0)
+    shape = TINY | dict(hidden_size=64, intermediate_size=176, max_position_embeddings=256)
+    model = MiniMind(ModelConfig(**shape, vocab_size=tokenizer.vocab_size))
+    save_pretrained(model, tokenizer, work / "init")
+    how = dict(steps=120, seq_len=128, batch_size=8, lr=1e-2, eval_rows=0, init=str(work / "init"))
+    data = write_rows(work / "examples.jsonl", guesses)
+    quietly(sft.run, sft.SFTConfig(out=str(work / "sft"), data=data, **how))
+    return problems
+
+
+def table(head, *rows):  # cells each
+    "Print rows under a head, in aligned columns. (`text_table` is at home in chapter 15.)"
+    from minimind.log import text_table
+
+    print(text_table([head, *rows]))
+
+
+def token_boxes(
+    tokenizer,
+    ids,
+    learned=None,  # 0 or 1 a token: green is learned, grey only read; None: the colours take turns
+):  # an HTML object
+    "A box for each token, with a frame if it is special; a part of a character as its bytes."
+    from IPython.display import HTML
+
+    spans = []
+    for n, i in enumerate(map(int, ids)):
+        fill = ("#cfe8f7", "#fbe3c0", "#d5efe4")[n % 3]
+        data, text = tokenizer.token_bytes(i), None
+        if i in tokenizer.partial_ids:
+            fill, text = "#dddddd", data.hex(" ")
+        if learned is not None:
+            fill = "#b7e4c7" if learned[n] else "#e5e5e5"
+        text = html.escape(text or data.decode()).replace(" ", "&nbsp;").replace("\n", "⏎<br>")
+        frame = ";border:1px solid" if i in tokenizer.special_ids else ""
+        look = f"background:{fill};border-radius:3px;padding:1px;margin:1px{frame}"
+        spans.append(f'<span style="{look}">{text}</span>')
+    look = "color:black;font-family:monospace;line-height:1.9"
+    return HTML(f'<div style="{look}">{"<wbr>".join(spans)}</div>')
+
+
+def word_table(numbers, rows, columns=None, digits=2):  # a matrix, and a word for each of its rows
+    "Print a small matrix with words in front of its rows and above its columns."
+    columns = range(numbers.shape[1]) if columns is None else columns
+    cells = ([f"{n: .{digits}f}" for n in row] for row in numbers.tolist())
+    table(["", *columns], *([word, *row] for word, row in zip(rows, cells)))

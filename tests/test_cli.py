@@ -642,7 +642,12 @@ def test_eval(there, say):
     (there / "bad.jsonl").write_text('{"question": "?", "choices": ["a"], "answer": 0}\n')
     code, out, err = say("eval", "base", "--choices", "bad.jsonl")
     assert code == 1 and "bad.jsonl:1: " in err
+    (there / "bad.jsonl").write_text("")
+    code, out, err = say("eval", "base", "--text", "bad.jsonl")
+    assert (code, err) == (1, "minimind eval: --text bad.jsonl: the file is empty\n")
     (there / "bad.jsonl").unlink()
+    code, out, err = say("eval", "base", "--questions", "bad.jsonl")
+    assert (code, err) == (1, "minimind eval: --questions bad.jsonl: there is no such file\n")
 
 
 def test_eval_knows_what_belongs_to_a_run(there, say, monkeypatch):
@@ -878,7 +883,8 @@ def test_colour_is_for_terminals(there, monkeypatch):
 
     assert re.search(r"Hellothere\.\n\x1b\[2m\d+ tokens, [\d,]+/s\x1b\[0m", screen(TERM="xterm"))
     for env in (dict(NO_COLOR="1"), dict(TERM="dumb")):
-        assert screen(**env) == "Hellothere.\n\n"
+        # what comes from a file is shown as if somebody had typed it
+        assert screen(**env) == "Hi\nHellothere.\n\n"
 
 
 # ---- the tokenizer, small texts, the ladder

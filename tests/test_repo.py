@@ -330,6 +330,68 @@ def test_exported_cells_can_be_held_in_mind(path):
     )
 
 
+@pytest.mark.parametrize("path", list(modules.values()), ids=name)
+def test_the_machine_is_drawn_before_its_code(path):
+    drawn = False
+    for cell in read(path)["cells"]:
+        text = source(cell)
+        drawn |= cell["cell_type"] == "code" and bool(re.search(r"\b(boxes|line_up)\(", text))
+        if "export" in directives(cell) and re.search(r"^(def|class|@)", text, re.M):
+            assert drawn, (
+                f"{name(path)} exports {re.search(r'^(?:def|class) (.*)', text, re.M)[1]!r} before "
+                "any picture of what is connected to what; draw it with nbs/course.py's `boxes`"
+            )
+
+
+# a number with a decimal point, a thousands separator or a per cent sign is most likely measured
+NUMBER = re.compile(
+    r"(?<![\w.,/^-])(\d{1,3}(?:,\d{3})+|\d+\.\d+)(?![\w.,]*\d)(?=\W|$)|(?<![\w.,])\d+(?= ?%)"
+)
+UNCHECKED = [r"```.*?```", r"\$\$.*?\$\$|\$[^$]*\$", r"`[^`]*`", r"\]\([^)]*\)", r"https?://\S+"]
+# definitions and facts, which no cell computes
+FACTS = {
+    "6,400",  # tokens of the vocabulary
+    "10,000",  # base of RoPE, in its paper
+    "1,000,000",  # and in Qwen3
+    "32,768",  # positions of the presets
+    "65,536",  # values of two bytes
+    "65,504",  # the largest float16
+    "1.44",  # 1 / ln 2
+}
+
+
+def outputs(cell):
+    "What a reader sees below a cell, as text."
+    for out in cell.get("outputs", ()):
+        yield "".join(out.get("text", ""))
+        for kind, data in out.get("data", {}).items():
+            if kind.startswith("text/"):
+                yield re.sub(r"base64,[^\"]*", "", "".join(data))
+
+
+@pytest.mark.parametrize("path", chapters, ids=name)
+def test_numbers_in_prose_are_shown_above(path):
+    seen, unseen = "", []
+    for cell in read(path)["cells"]:
+        text = source(cell)
+        if cell["cell_type"] == "code":
+            seen += "\n".join([text, *outputs(cell)]).replace("_", "")
+            continue
+        # exercises ask for numbers, and sources are cited for theirs
+        if re.search(r"^#+ (Sources|Exercises)", text, re.M):
+            break
+        for pattern in UNCHECKED:
+            text = re.sub(pattern, "", text, flags=re.S)
+        for found in NUMBER.finditer(text):
+            shown = found[0] in seen or found[0].replace(",", "") in seen.replace(",", "")
+            if not shown and found[0] not in FACTS:
+                unseen.append(text[max(0, found.start() - 30) : found.end() + 10])
+    assert not unseen, (
+        f"{name(path)}: numbers that no code or output above shows: {unseen}; show them, or leave "
+        "them out"
+    )
+
+
 def test_no_public_name_twice():
     homes = defaultdict(list)
     for m in modules:

@@ -96,3 +96,47 @@ def test_chapters_are_linked_in_the_sites_order():
     nb = {"cells": [{"source": ["# A title\n", "\n", "> A claim."]}]}
     said = next_.link(Path("nbs/03_chat.ipynb"), nb)
     assert said == "**Next:** chapter 3, [A title](03_chat.ipynb)"
+
+
+def test_what_a_first_reader_may_skip_is_folded_to_the_next_heading(beside):
+    cell = pytest.importorskip("execnb.nbio").mk_cell
+    texts = ["# A", "## Under the bonnet", "### A part", "## Next", "### Under the bonnet: b"]
+    cells = [cell(text, cell_type="markdown") for text in texts] + [cell("1 + 1")]
+    shown = [c.source.split(">")[0] for c in tool("site").folded(cells)]
+    fold, end = '<details class="bonnet"', "</details"
+    assert shown == [*texts[:2], fold, texts[2], end, *texts[3:], fold, "1 + 1", end]
+    # a heading in the middle of a cell, and what follows the sentence in italics
+    text = "so.\n\n## Under the bonnet: x\n\n*Skip\nit.*\n\nNow\n```\n# no heading\n```\n## After"
+    shown = [c.source for c in tool("site").folded([cell(text, cell_type="markdown")])]
+    assert [s.split(">")[0] for s in shown] == [
+        "so.\n\n",
+        "## Under the bonnet: x\n\n*Skip\nit.*",
+        fold,
+        "Now\n```\n# no heading\n```\n",
+        end,
+        "## After",
+    ]
+
+
+def test_only_the_picture_of_a_machine_is_shown_on_the_site(beside):
+    cell = pytest.importorskip("execnb.nbio").mk_cell
+    picture = 'from course import boxes\n\nboxes([("a", 0, 0, "a", "data")]);'
+    both = picture + "\n\nx = 1"
+    shown = [c.source for c in tool("site").folded([cell(picture), cell(both), cell("boxed(1)")])]
+    assert shown == [f"#| echo: false\n{picture}", both, "boxed(1)"]
+    imports = "\n".join(f"import {name}" for name in ("a", "b", "c", "d"))
+    shown = [c.source for c in tool("site").folded([cell(imports), cell("import a"), cell("%x")])]
+    assert shown[1] == imports and len(shown) == 5
+
+
+def test_the_reading_is_counted():
+    reading = tool("reading")
+    md, code = dict(cell_type="markdown"), dict(cell_type="code")
+    cells = [
+        code | dict(source="import a\n\nb = 1"),
+        md | dict(source="## The problem: c"),
+        code | dict(source="d"),
+    ]
+    assert reading.before_the_problem(cells) == 2
+    assert reading.before_the_problem(cells[:1]) is None
+    assert reading.numbers()["chapters"] == len(reading.files())

@@ -789,6 +789,20 @@ def test_nan_stops_and_names_the_documents(tmp_path):
     assert all(torch.equal(v, rows.at(1)[k]) for k, v in kept.items())
 
 
+def test_nan_in_a_few_rows_blames_their_documents_first(tmp_path):
+    def cause(rows):
+        model, batches = tiny(), Rows(12, 4)
+        held = batches.data["input_ids"]
+        held[held == 60] = 0
+        held[rows, 3] = 60
+        with pytest.raises(NonFinite) as e:
+            train(tmp_path, model, batches, poisoned(60), micro_batch_size=1)
+        return str(e.value)
+
+    one, all_of_them = cause([5]), cause(range(12))
+    assert "the documents named here" in one and "the documents named here" not in all_of_them
+
+
 def test_nan_can_be_skipped(tmp_path, capsys):
     last, model = train(
         tmp_path, batches=marked_rows(), loss_fn=poisoned(60), on_nan="skip", steps=6, log_every=1

@@ -72,8 +72,46 @@ def draw(run):  # what `record_run` made
     axes.set(xlabel="minutes of training on two cores", ylabel="loss (nats a token)")
     axes.set(ylim=(0, blind + 0.9), xlim=(0, start * 1.01))
     right = run["answers"]["accuracy"]
-    axes.set_title(f"{start:.0f} minutes, and {right:.0%} of held-out questions are answered right")
+    whole = f" (of {run['minutes']:.0f} for all stages)" if run["minutes"] else ""
+    axes.set_title(f"{start:.0f} minutes{whole}: {right:.0%} of held-out questions answered right")
     figure.savefig(root / "nbs/figs/run.svg", metadata={"Date": None})
+
+
+# ---- the map -----------------------------------------------------------------------------------
+# what goes through the course, from left to right, with the numbers of the chapters
+MAP = [
+    ("texts", 0, 2.4, "texts\n04", "data"),
+    ("pieces", 2.2, 2.4, "pieces of words,\nfull rows 02, 04", "data"),
+    ("pretraining", 4.4, 2.4, "pretraining\n12–21", "step"),
+    ("base", 6.6, 2.4, "a model that\ngoes on", "model"),
+    ("chats", 0, 1.2, "conversations\n03", "data"),
+    ("masks", 2.2, 1.2, "rows and what\ncounts in them 03", "data"),
+    ("tuning", 4.4, 1.2, "fine-tuning\n22", "step"),
+    ("chat", 6.6, 1.2, "a model that\nanswers", "model"),
+    ("wishes", 0, 0, "preferences,\nrewards 31, 32", "data"),
+    ("replies", 2.2, 0, "its own replies\n33", "data"),
+    ("alignment", 4.4, 0, "LoRA, DPO, PPO,\nGRPO … 30–37", "step"),
+    ("better", 6.6, 0, "a model that\nanswers better", "model"),
+    ("network", 4.4, 3.6, "the network\n05–09", "model"),
+    ("use", 8.8, 1.2, "write, measure,\nchat 10, 11,\n19, 60–64", "step", 1.62, 1.1),
+]
+FLOW = """texts>pieces pieces>pretraining pretraining>base network>pretraining chats>masks
+masks>tuning tuning>chat base>tuning wishes>replies replies>alignment alignment>better
+chat>alignment base>use chat>use better>use"""
+
+
+def draw_map():
+    "The way of the data through the course, as nbs/figs/map.svg."
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rc_file(root / "nbs/matplotlibrc")
+    sys.path.insert(0, str(root / "nbs"))
+    from course import boxes
+
+    arrows = [(*arrow.split(">"), "") for arrow in FLOW.split()]
+    axes = boxes(MAP, arrows, "From texts to a model that answers, with the chapters' numbers")
+    axes.figure.savefig(root / "nbs/figs/map.svg", metadata={"Date": None})
 
 
 # ---- the tables --------------------------------------------------------------------------------
@@ -198,6 +236,7 @@ def main():
         run = record_run(args.run)
         write(results / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
         draw(run)
+        draw_map()
     write(page, tables_page())
 
 

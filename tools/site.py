@@ -67,6 +67,87 @@ def with_anchors(cells):  # cells of a notebook
         yield cell
 
 
+def besides_imports(cell):
+    "What a cell of code does besides importing; None if it is no plain Python."
+    if cell.cell_type != "code":
+        return None
+    try:
+        body = ast.parse(cell.source).body
+    except SyntaxError:
+        return None
+    return [node for node in body if not isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
+def only_imports(cell):
+    "Is a cell nothing but a long list of imports?"
+    return besides_imports(cell) == [] and len(cell.source.splitlines()) > 3
+
+
+def only_draws(cell):
+    "Is a cell nothing but a picture of what is connected to what? Then its code is of no interest."
+    if not re.search(r"\b(boxes|line_up)\(", cell.source):
+        return False
+    rest = besides_imports(cell) or []
+    call = rest[0].value if len(rest) == 1 and isinstance(rest[0], ast.Expr) else None
+    return isinstance(call, ast.Call) and getattr(call.func, "id", "") in ("boxes", "line_up")
+
+
+def sections(source):  # of a markdown cell
+    """Its pieces: each begins with a heading, or is what follows the heading "Under the bonnet" and
+    the sentence in italics below it, that stay to be seen."""
+    fenced, pieces = False, [""]
+    for line in source.splitlines(keepends=True):
+        fenced ^= line.startswith("```")
+        if not fenced and re.match(r"#+ ", line) and pieces[-1].strip():
+            pieces.append("")
+        pieces[-1] += line
+    for piece in pieces:
+        head = re.match(r"#+ Under the bonnet[^\n]*(\s*\*[^*].*?(?=\n\s*\n|\Z))?", piece, re.S)
+        if head and piece[head.end() :].strip():
+            yield piece[: head.end()]
+            yield piece[head.end() :].lstrip("\n")
+        else:
+            yield piece
+
+
+def in_sections(cells):
+    "The cells, with one heading in each cell of text, and that at its beginning."
+    from execnb.nbio import mk_cell
+
+    for cell in cells:
+        if cell.cell_type == "markdown" and "\n" in cell.source:
+            yield from (mk_cell(part, cell_type="markdown") for part in sections(cell.source))
+        else:
+            yield cell
+
+
+def folded(cells):  # of a notebook
+    """Fold each section "Under the bonnet" away, to the next heading that is as high: what a first
+    reader may skip. Long lists of imports too; pictures of a machine are shown without code."""
+    from execnb.nbio import mk_cell
+
+    level = 0  # of the open section's heading
+    for cell in in_sections(cells):
+        heading = cell.cell_type == "markdown" and re.match(r"(#+) (.*)", cell.source)
+        if level and heading and len(heading[1]) <= level:
+            yield mk_cell("</details>", cell_type="markdown")
+            level = 0
+        if only_draws(cell):
+            cell.source = "#| echo: false\n" + cell.source
+        if only_imports(cell) and not level:
+            opening = '<details class="imports"><summary>Imports</summary>'
+            yield mk_cell(opening, cell_type="markdown")
+            yield cell
+            cell = mk_cell("</details>", cell_type="markdown")
+        yield cell
+        if heading and not level and heading[2].startswith("Under the bonnet"):
+            level = len(heading[1])
+            summary = "<summary>Show this part; a first reader may skip it</summary>"
+            yield mk_cell(f'<details class="bonnet">{summary}', cell_type="markdown")
+    if level:
+        yield mk_cell("</details>", cell_type="markdown")
+
+
 def process(src, dst, cfg):  # notebook, processed notebook, nbdev's settings
     """Apply nbdev's processors (hide, links to names), then make its absolute links between pages
     relative."""
@@ -74,7 +155,7 @@ def process(src, dst, cfg):  # notebook, processed notebook, nbdev's settings
     from nbdev.processors import FilterDefaults
 
     nb = read_nb(src)
-    nb.cells = list(with_anchors(nb.cells))
+    nb.cells = list(folded(with_anchors(nb.cells)))
     FilterDefaults()(nb)
     dst.parent.mkdir(parents=True, exist_ok=True)
     write_nb(nb, dst)
