@@ -252,7 +252,7 @@ SFT = Stage(
     reader=read_chats,
     tokens_known=True,
     rung=Rung(
-        950,
+        1000,
         "conversations → a model that answers",
         lambda folder: dict(init=folder["pretrain"]),
         measuring=75,

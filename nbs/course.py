@@ -313,26 +313,29 @@ PLAYERS = {
     "reference": (2.2, -1.1, "frozen"),
     "teacher": (2.2, -1.1, "frozen"),
     "critic": (4.4, -0.1, "model"),
-    "reward": (6.6, 1.1, "frozen"),
+    "reward": (6.6, 1.1, "step"),
+    "compared": (6.6, 1.1, "step"),
     "loss": (6.6, -0.1, "step"),
 }
 SAYS = {
     "prompts": "prompts",
     "pairs": "pairs: better,\nworse reply",
     "policy": "policy\n(it learns)",
-    "group": "a group of\nreplies",
-    "completion": "reply",
+    "group": "group of replies,\nhow likely each",
+    "completion": "reply, and how\nlikely it is",
     "reference": "reference\n(frozen copy)",
     "teacher": "teacher\n(frozen)",
     "critic": "critic\n(it learns)",
     "reward": "reward",
+    "compared": "reward minus\nthe group's mean",
     "loss": "loss",
 }
 LINE_UPS = {
     "DPO": "pairs>policy pairs>reference policy>loss reference>loss",
     "PPO": "prompts>policy policy>completion completion>reward completion>critic reward>loss "
-    "critic>loss completion>reference reference>loss",
-    "GRPO": "prompts>policy policy>group group>reward reward>loss group>reference reference>loss",
+    "critic>loss completion>loss completion>reference reference>loss",
+    "GRPO": "prompts>policy policy>group group>compared compared>loss group>loss group>reference "
+    "reference>loss",
     "distillation": "prompts>policy prompts>teacher policy>loss teacher>loss",
 }
 
@@ -342,7 +345,7 @@ def line_up(method, says=SAYS, title="", ax=None):  # a key of `LINE_UPS`
     steps = [step.split(">") for step in LINE_UPS[method].split()]
     names = [name for name in PLAYERS if any(name in step for step in steps)]
     things = [(name, *PLAYERS[name][:2], says[name], PLAYERS[name][2]) for name in names]
-    arrows = [(a, b, "", 0.15 if b == "loss" and a != "reward" else 0.0) for a, b in steps]
+    arrows = [(a, b, "", 0.15 if b == "loss" and PLAYERS[a][0] < 4 else 0.0) for a, b in steps]
     return boxes(things, arrows, title or method, ax=ax)
 
 
@@ -365,21 +368,25 @@ def larger(a, b, reply="?"):  # two digits
 
 
 def guessing_model(work):  # a folder, in which `sft` is made
-    """Ninety pairs of digits, and a small model that was fine-tuned on what somebody said who did
-    not know which is larger: one of the two by a coin, now and then both."""
+    """Pairs of digits to practise on and for an exam, none in both, either way round; and a small
+    model that was fine-tuned on what somebody said of the former who did not know which is larger:
+    one of the two by a coin, now and then both."""
     import random
 
     from minimind import sft
     from minimind.hub import save_pretrained
 
-    coin, problems = random.Random(0), [(a, b) for a in range(10) for b in range(10) if a != b]
-    coin.shuffle(problems)
+    coin, pairs = random.Random(0), [(a, b) for a in range(10) for b in range(a)]
+    coin.shuffle(pairs)
+    practised, kept = (
+        [p for a, b in part for p in ((a, b), (b, a))] for part in (pairs[:33], pairs[33:])
+    )
 
     def guess(a, b):
         return larger(a, b, f"{a} or {b}" if coin.random() < 0.15 else str(coin.choice((a, b))))
 
-    guesses = [guess(a, b) for _ in range(20) for a, b in problems]
-    tokenizer = Tokenizer.train([json.dumps(guess(a, b)) for a, b in problems] * 2, 300)
+    guesses = [guess(a, b) for _ in range(27) for a, b in coin.sample(practised, len(practised))]
+    tokenizer = Tokenizer.train([json.dumps(row) for row in guesses[:180]], 300)
     torch.manual_seed(0)
     shape = TINY | dict(hidden_size=64, intermediate_size=176, max_position_embeddings=256)
     model = MiniMind(ModelConfig(**shape, vocab_size=tokenizer.vocab_size))
@@ -387,7 +394,7 @@ def guessing_model(work):  # a folder, in which `sft` is made
     how = dict(steps=120, seq_len=128, batch_size=8, lr=1e-2, eval_rows=0, init=str(work / "init"))
     data = write_rows(work / "examples.jsonl", guesses)
     quietly(sft.run, sft.SFTConfig(out=str(work / "sft"), data=data, **how))
-    return problems
+    return practised, kept
 
 
 def table(head, *rows):  # cells each
