@@ -143,7 +143,7 @@ _TWO_OF_FOUR: dict[str, Any] = dict(
     num_experts_per_tok=2,
     norm_topk_prob=True,
     shared_expert_intermediate_size=1728,
-    router_aux_loss_coef=0.08,
+    router_aux_loss_coef=0.04,
 )
 PRESETS |= {
     "ci-moe": replace(PRESETS["ci"], num_experts=4, router_aux_loss_coef=0.04),
