@@ -406,7 +406,7 @@ def test_a_wrong_path_names_the_right_ones(model_folder, tmp_path, monkeypatch):
     shutil.copytree(model_folder, tmp_path / "runs/ci/sft")
     shutil.copytree(model_folder, tmp_path / "runs/ci/.sft.tmp")
     assert find_models() == [Path("runs/ci/sft")]
-    there = "no such folder; did you mean runs/ci/sft\\?; there is runs/ci/sft"
+    there = "no such folder; did you mean runs/ci/sft\\? There is runs/ci/sft"
     with pytest.raises(FileNotFoundError, match=there):
         load("runs/ci/stf")
     with pytest.raises(FileNotFoundError, match="runs/ci is not a model folder: it has no config"):
