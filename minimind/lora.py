@@ -36,13 +36,9 @@ from .train import Bound, check_bounds, option, refuse
 # %% ../nbs/30_lora.ipynb #49092920
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-# a config file may hold anything, so also a text where a number belongs
-_RANK = Bound(lambda r: type(r) is int and r >= 1, "the rank must be a whole number of at least 1")
-_STRENGTH = Bound(
-    lambda a: not isinstance(a, str) and a > 0,
-    "must be a positive number, or the adapter does nothing",
-)
-_DROPOUT = Bound(lambda p: not isinstance(p, str) and 0 <= p < 1, "a share, from 0 to below 1")
+_RANK = Bound(lambda r: r >= 1, "the rank must be a whole number of at least 1")
+_STRENGTH = Bound(lambda a: a > 0, "must be a positive number, or the adapter does nothing")
+_DROPOUT = Bound(lambda p: 0 <= p < 1, "a share, from 0 to below 1")
 
 
 def _check_targets(targets):  # a tuple, or a regular expression

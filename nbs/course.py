@@ -291,16 +291,23 @@ def _words(choice):  # {option: value}
 def _picture(draw, choice):
     "One figure as a small PNG of few colours, in base64."
     import matplotlib.pyplot as plt
-    from PIL import Image
 
     before = set(plt.get_fignums())
     draw(**choice)
-    figure, raw, small = plt.gcf(), io.BytesIO(), io.BytesIO()
+    figure, raw = plt.gcf(), io.BytesIO()
     figure.savefig(raw, format="png", dpi=80, bbox_inches="tight")
     for number in set(plt.get_fignums()) - before:
         plt.close(number)
-    Image.open(raw).convert("RGB").quantize(32).save(small, format="png", optimize=True)
-    return base64.b64encode(small.getvalue()).decode()
+    return base64.b64encode(few_colours(raw.getvalue(), 32)).decode()
+
+
+def few_colours(png, colours):  # bytes, and how many
+    "The same PNG with at most so many colours: a third of the bytes or less."
+    from PIL import Image
+
+    small, image = io.BytesIO(), Image.open(io.BytesIO(png)).convert("RGB")
+    image.quantize(colours).save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 # who takes part in the methods of alignment, and where each stands in the picture

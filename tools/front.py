@@ -48,12 +48,17 @@ def record_run(folder):  # of `minimind run`
     return out | {key: measured[key] for key in ("heldout", "answers")} | {"curves": curves}
 
 
-def draw(run):  # what `record_run` made
-    "The losses of pretraining and fine-tuning, one after the other, as nbs/figs/run.svg."
+def draw_as_the_chapters():
+    "Set matplotlib to the look of the chapters, without a window."
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rc_file(root / "nbs/matplotlibrc")
+
+
+def draw(run):  # what `record_run` made
+    "The losses of pretraining and fine-tuning, one after the other, as nbs/figs/run.svg."
+    draw_as_the_chapters()
     import matplotlib.pyplot as plt
     import numpy as np
 
@@ -102,10 +107,7 @@ chat>alignment base>use chat>use better>use"""
 
 def draw_map():
     "The way of the data through the course, as nbs/figs/map.svg."
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rc_file(root / "nbs/matplotlibrc")
+    draw_as_the_chapters()
     sys.path.insert(0, str(root / "nbs"))
     from course import boxes
 
