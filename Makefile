@@ -20,7 +20,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run chat test gates notebooks pytest check lab lab-test site outputs readme front export bench clean
+.PHONY: help run chat test gates notebooks pytest check test-slow test-gpu lab lab-test site outputs readme front export bench clean
 
 export MATPLOTLIBRC := $(CURDIR)/nbs/matplotlibrc
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -60,7 +60,9 @@ chat: $(VENV)/.core  ## talk to a model (ARGS="runs/ci/sft --temperature 0" is p
 	@$(BIN)/minimind chat $(ARGS)
 
 # One thread a process: two processes that each take all cores slow each other down several times over.
-test gates notebooks pytest check: export OMP_NUM_THREADS := 1
+test gates notebooks pytest check test-slow lab-test: export OMP_NUM_THREADS := 1
+# Tests and chapters show the same numbers on every processor, also on one that is faster in bfloat16.
+test gates notebooks pytest check test-slow test-gpu outputs lab-test: export MINIMIND_DTYPE := float32
 
 test: $(VENV)/.dev  ## everything: repository gates, every notebook cell, pytest
 	@$(MAKE) --no-print-directory gates
@@ -76,6 +78,18 @@ notebooks: $(VENV)/.dev  ## run every cell of every notebook, solutions included
 
 pytest: $(VENV)/.dev  ## tests/, ending in pytest's summary line
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 10 tests
+
+# What takes long or needs an NVIDIA card: pytest's marks, and the notebooks' cells that begin with such a flag.
+flagged = $(shell grep -l '^ *".| $(1).n"' nbs/*.ipynb nbs/solutions/*.ipynb)
+
+test-slow: $(VENV)/.dev  ## what `make test` leaves out because it takes hours (ARGS="-k kills" is passed to pytest)
+	@for nb in $(call flagged,slow); do echo "$$nb, its slow cells too"; $(BIN)/nbdev_test --path $$nb --flags slow --n_workers 0; done
+	@$(BIN)/python -m pytest --slow -m slow --durations 0 tests $(ARGS)
+
+test-gpu: $(VENV)/.dev  ## what needs an NVIDIA card (ARGS="-k packed" is passed to pytest)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make test-gpu: torch finds no CUDA device here")'
+	@$(BIN)/python -m pytest -m gpu --durations 0 tests $(ARGS)
+	@for nb in $(call flagged,gpu); do echo "$$nb, its GPU cells too"; $(BIN)/nbdev_test --path $$nb --flags gpu --n_workers 0; done
 
 # ---- work on it ------------------------------------------------------------------------------------------------------
 check: $(VENV)/.dev  ## the fast loop: the repository gates, ruff among them
@@ -98,7 +112,6 @@ LAB := $(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" $(if $(filter 0,$(she
 lab: $(VENV)/.course  ## JupyterLab, opened at the first chapter (ARGS="--no-browser --port 8890" is passed on)
 	@$(LAB) nbs/00_tour.ipynb $(ARGS)
 
-lab-test: export OMP_NUM_THREADS := 1
 lab-test: $(VENV)/.course  ## Run All over every chapter, or the named ones (NB="rope 31"), in the environment of `make lab`
 	@$(BIN)/python tools/runall.py $(NB)
 

@@ -595,6 +595,243 @@ def rollout(device, dtype):
     ], lines
 
 
+def many_chats(path, size):
+    "A file of conversations, short ones and ones of six long turns, no two of them alike."
+    from minimind.core import sample
+
+    short = [json.loads(line) for line in open(sample("sft_skills.jsonl"), encoding="utf-8")]
+    text = " ".join(t["content"] for row in short for t in row["conversations"])
+    words = np.array(text.split())  # an array, or `choice` would make one each time
+    rng, done, n = np.random.default_rng(0), 0, 0
+    with open(path, "w", encoding="utf-8") as f:
+        while done < size:
+            turns = [dict(t) for t in short[n % len(short)]["conversations"]]
+            if n % 2:
+                long = zip(("user", "assistant") * 3, (60, 200) * 3)
+                turns = [dict(role=r, content=" ".join(rng.choice(words, k))) for r, k in long]
+            turns[0]["content"] += f" {n}"
+            line = json.dumps({"conversations": turns}, ensure_ascii=False) + "\n"
+            done += f.write(line)
+            n += 1
+
+
+def one_chat_after_another(path, tokenizer):
+    "Chats to tokens as it was before: one process, each chat by itself."
+    from minimind.chat import encode_chat
+    from minimind.data import JsonlReader, chat_row, chat_text
+
+    n = 0
+    for _, row in JsonlReader(path):
+        messages, tools = chat_row(row)
+        ids, mask = encode_chat(tokenizer, messages, tools)
+        chat_text(messages, tools).encode()
+        n += len(np.array(ids, np.uint16).tobytes()) + len(bytes(mask))
+    return n
+
+
+def data_row(what, one, other, rounds, size=None, warmup=0):
+    "A line of `data_speed`: two ways in turn; the ratio is the median of the rounds' ratios."
+    times = []
+    for r in range(warmup + rounds):
+        pair = []
+        for way in (one, other):
+            start = time.perf_counter()
+            way()
+            pair.append(time.perf_counter() - start)
+        times += [pair] if r >= warmup else []
+    medians = np.median(times, axis=0)
+    shown = [f"{size / s / 1e6:.2f} MB/s" if size else f"{1e3 * s:,.1f} ms" for s in medians]
+    return [what, *shown, f"{np.median([a / b for a, b in times]):.2f}"]
+
+
+@benchmark
+def data_speed(device, dtype):
+    """Goals: text to tokens ≥ 0.9 × the library's own batches; chats to tokens on two cores ≥ 1.8 ×
+    one chat after another; one of 8 processes' rows ≥ 6 × as quick as all; a second run ≥ 20 ×."""
+    from itertools import count
+    from tempfile import TemporaryDirectory
+    from minimind.core import sample
+    from minimind.data import PackedBatches, build_store, open_texts
+    from minimind.tokenizer import Tokenizer
+
+    os.environ.pop("TOKENIZERS_PARALLELISM", None)
+    samples = [sample("pretrain_en.jsonl"), sample("pretrain_zh.jsonl")]
+    texts = [text for file in samples for _, text in open_texts(file)]
+    size, tokenizer = sum(len(t.encode()) for t in texts), Tokenizer.train(texts, 6400)
+    with TemporaryDirectory() as folder:
+        folder, number = Path(folder), count()
+        chats = folder / "chats.jsonl"
+        many_chats(chats, 32_000_000)
+        quiet = dict(progress=False, cache=folder / "cache")
+        fresh = lambda files, **kw: build_store(
+            files, tokenizer, folder / str(next(number)), progress=False, **kw
+        )
+        # what `encode_batch` of ours calls, without making lists of what it gives
+        library = tokenizer._plain.encode_batch_fast
+        rows = [
+            data_row(
+                "text: the library alone, a store",
+                lambda: library(texts, add_special_tokens=False),
+                lambda: fresh(samples),
+                5,
+                size,
+                1,
+            ),
+            data_row(
+                "chats: one after another, a store",
+                lambda: one_chat_after_another(chats, tokenizer),
+                lambda: fresh([chats], kind="sft"),
+                2,
+                chats.stat().st_size,
+            ),
+        ]
+        store = build_store(samples, tokenizer, **quiet)
+        batches, steps = PackedBatches(store, 340, 256), count()
+        turn = lambda *rank: batches.at(next(steps) % (batches.steps_per_epoch - 1), *rank)
+        rows.append(
+            data_row("a step of 256 rows: all, an eighth", turn, lambda: turn(0, 8), 40, None, 4)
+        )
+        rows.append(
+            data_row(
+                "a run's tokens: the first, the second",
+                lambda: fresh(samples),
+                lambda: build_store(samples, tokenizer, **quiet),
+                5,
+                None,
+                1,
+            )
+        )
+    return ["what: one way, another", "one", "another", "ratio"], rows
+
+
+def uneven_rollout(rows=128, longest=160):
+    "Rows as a rollout leaves them, 35 % full: most replies are short, one is as long as may be."
+    g, at = torch.Generator().manual_seed(0), torch.arange(longest).expand(rows, longest)
+    length = (torch.rand(rows, 1, generator=g) ** 1.8 * longest).long().clamp(min=12)
+    length[0] = longest
+    ids = torch.randint(3, 6400, (rows, longest), generator=g)
+    return dict(
+        input_ids=torch.where(at < length, ids, 0),
+        labels=torch.where((at >= 10) & (at < length), ids, IGNORE),
+        segment_ids=(at < length).long(),
+        advantages=torch.randn(rows, generator=g),
+    )
+
+
+@benchmark
+def update_speed(device, dtype):
+    """Goal: the gradient of a step of RL and of DPO ≥ 1.7 × as quick without what is filling as with
+    it, and the same to 1e-5. (Pairs are the shipped ones, a step of `minimind run`'s.)"""
+    import minimind.losses
+    from minimind.core import sample
+    from minimind.dpo import DPOConfig, PairBatches, preference_loss, read_pairs
+    from minimind.grpo import GRPOConfig, policy_loss
+    from minimind.tokenizer import Tokenizer
+
+    texts = [line for line in open(sample("dpo.jsonl"), encoding="utf-8")]
+    pairs = read_pairs([sample("dpo.jsonl")], Tokenizer.train(texts, 6400), 256)
+    pairs = PairBatches(pairs, 16)
+    rl = GRPOConfig(init="", prompts=16, group_size=8)
+    dpo = DPOConfig(init="", sft_weight=1.0)
+    cases = {
+        "rl, 128 × 160": ([uneven_rollout()], partial(policy_loss, cfg=rl), rl),
+        "dpo, 16 pairs": ([pairs.at(i) for i in range(4)], partial(preference_loss, cfg=dpo), dpo),
+    }
+    lines = []
+    for name, (batches, loss_fn, cfg) in cases.items():
+        model, gradients = MiniMind(preset("ci")).to(device), {}
+
+        def step(full):
+            minimind.losses.FULL = full
+            model.zero_grad()
+            for batch in batches:
+                compute_gradients(model, batch, loss_fn, cfg, device, dtype)
+            gradients[full] = torch.cat([p.grad.flatten() for p in model.parameters()])
+
+        usual = minimind.losses.FULL
+        # 0: nothing is ever left out
+        ways = {"all": lambda: step(0.0), "real": lambda: step(usual)}
+        seconds = interleaved(ways, 6)
+        minimind.losses.FULL = usual
+        apart = float((gradients[usual] - gradients[0.0]).norm() / gradients[0.0].norm())
+        tokens = [b["segment_ids"] for b in batches]
+        full = sum(int((t > 0).sum()) for t in tokens) / sum(t.numel() for t in tokens)
+        ratio = seconds["all"] / seconds["real"]
+        both = [f"{seconds[k]:.2f} s" for k in ("all", "real")]
+        lines.append([name, f"{full:.0%}", *both, f"{ratio:.2f}", f"{apart:.0e}"])
+    return ["step", "full", "all positions", "real ones", "ratio", "gradients apart"], lines
+
+
+@benchmark
+def precision_speed(device, dtype):
+    """Goal: training in bfloat16 ≥ 1.5 × as quick as in float32, on processors that compute it."""
+    lines = []
+    for name, rows, length, rounds in (("ci", 16, 256, 10), ("minimind2-small", 4, 340, 6)):
+        ids = torch.randint(3, 6400, (rows, length))
+        steps = {
+            kind: trainer(MiniMind(preset(name)).to(device), device, kind)
+            for kind in (torch.float32, torch.bfloat16)
+        }
+        batch = dict(input_ids=ids, labels=ids)
+        ways = {kind: partial(step, batch) for kind, step in steps.items()}
+        seconds = interleaved(ways, rounds)
+        speeds = [rows * length / seconds[kind] for kind in steps]
+        told = [f"{speed:,.0f}" for speed in speeds]
+        lines.append([name, f"{rows} × {length}", *told, f"{speeds[1] / speeds[0]:.2f}"])
+    return ["shape", "batch", "float32, tokens/s", "bfloat16, tokens/s", "ratio"], lines
+
+
+# trains for some seconds and prints tokens per second
+BESIDE = """
+import time, torch
+from minimind.losses import causal_lm_loss
+from minimind.model import MiniMind
+from minimind.optim import build_optimizer
+from minimind.train import TrainConfig, train_step
+torch.manual_seed(0)
+model, cfg = MiniMind("ci"), TrainConfig(batch_size=16, micro_batch_size=16)
+ids = torch.randint(3, 6400, (16, 256))
+args = model, dict(input_ids=ids, labels=ids), causal_lm_loss, build_optimizer(model, "muon"), cfg
+for _ in range(2):
+    train_step(*args)
+steps, start = 0, time.perf_counter()
+while time.perf_counter() - start < 5:
+    train_step(*args)
+    steps += 1
+print(steps * ids.numel() / (time.perf_counter() - start))
+"""
+
+
+@benchmark
+def beside_others(device, dtype):
+    """Goal: training at `ci` size, tokens/s with the program's own setting of waiting threads and
+    with OpenMP's: ≥ 1.4 × beside one busy process, ≥ 2 × beside two, ≥ 0.95 × on a quiet machine."""
+    from minimind.__main__ import SPINS
+
+    def speed(setting):
+        env = {
+            k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_NUM_THREADS")
+        }
+        env |= {"GOMP_SPINCOUNT": str(setting)} if setting else {}
+        done = subprocess.run(
+            [sys.executable, "-c", BESIDE], env=env, capture_output=True, text=True
+        )
+        return float(done.stdout)
+
+    lines = []
+    for others in range(3):
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(others)]
+        try:
+            pairs = [(speed(None), speed(SPINS)) for _ in range(3)]
+        finally:
+            for process in busy:
+                process.kill()
+        usual, own = (statistics.median(side) for side in zip(*pairs))
+        ratio = statistics.median(b / a for a, b in pairs)
+        lines.append([others, f"{usual:,.0f}", f"{own:,.0f}", f"{ratio:.2f}"])
+    return ["busy processes beside", "OpenMP's, tokens/s", f"{SPINS:,} turns", "ratio"], lines
+
+
 def machine(device, dtype):
     "One line: what it ran on."
     if device.type == "cuda":

@@ -69,7 +69,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lr", type=float, default=dpo.DPOConfig.lr)
     parser.add_argument("--beta", type=float, default=dpo.DPOConfig.beta)
-    parser.add_argument("--sft-weight", type=float, default=dpo.DPOConfig.sft_weight)
+    parser.add_argument("--sft-weight", type=float, default=1.0)
     parser.add_argument("--epochs", type=float, default=dpo.DPOConfig.epochs)
     parser.add_argument(
         "--questions", type=int, default=600, help="held-out exercises that are asked"

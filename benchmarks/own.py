@@ -16,7 +16,7 @@ from bench import provenance, save
 
 from minimind import pretrain, sft
 from minimind.checkpoint import run_state
-from minimind.data import TokenStore, read_documents
+from minimind.data import open_store, read_documents
 from minimind.evaluate import bits_per_byte, exact_match, ngram_bits_per_byte, text_ids
 from minimind.evaluate import xz_bits_per_byte
 from minimind.generate import chat, generate
@@ -87,7 +87,7 @@ def train_on_text(data: Path, out: Path, init: str) -> dict:
     texts = heldout_texts(held, [data], [])["heldout"]
     train = list(read_documents([data], "train", **sharing(held)))
     model, tokenizer = load_pretrained(out)
-    store = TokenStore(out / "store")
+    store = open_store(out / "store", tokenizer)
     prompt = [text_ids(tokenizer, OPENING)]
     ids = generate(model, prompt, 60, temperature=0.5, seed=1)[0]
     return dict(

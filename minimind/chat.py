@@ -221,8 +221,13 @@ def render_chat(
     return _render(template or CHAT_TEMPLATE, messages, tools, thinking, add_generation_prompt)
 
 # %% ../nbs/03_chat.ipynb #26f23468
+_PRIVATE = ["\U000f0000", "\U000f0001", "\U000f0002"]
+
+
 def _unused(text):
     "Three private-use characters that do not occur in `text`."
+    if text.isascii():
+        return _PRIVATE
     used = set(re.findall("[\U000f0000-\U000ffffd]", text))
     free = (char for char in map(chr, range(0xF0000, 0xFFFFE)) if char not in used)
     found = [char for char, _ in zip(free, range(3))]

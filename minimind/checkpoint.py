@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RunFolder', 'ModelFolder', 'saved_step', 'checkpoints', 'discard', 'write_checkpoint', 'no_checkpoint',
            'clear_leftovers', 'Publisher', 'Writer', 'save_run', 'read_checkpoint', 'load_run', 'Checkpointer',
-           'newest_checkpoint', 'read_shares', 'check_names', 'checkpoint_bytes', 'SettingsChanged', 'run_settings',
-           'refuse_changes', 'run_total', 'run_lock', 'run_state', 'run_stage_name', 'model_kind', 'is_finished',
-           'newest_run']
+           'newest_checkpoint', 'read_shares', 'check_names', 'checkpoint_bytes', 'SettingsChanged', 'numpy_order',
+           'run_settings', 'refuse_changes', 'run_total', 'run_lock', 'run_state', 'run_stage_name', 'model_kind',
+           'is_finished', 'newest_run']
 
 # %% ../nbs/18_checkpoint.ipynb #91ac7c14
 import errno
@@ -21,9 +21,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
@@ -416,13 +418,21 @@ def _absolute(value):  # a path, or several
     return os.path.abspath(value) if value else value
 
 
+def numpy_order() -> str:  # a digest, and who drew
+    """What numpy draws from a seed. The order of the data is such a draw, and another version of
+    numpy may draw another one (NumPy's policy on random numbers, NEP 19)."""
+    generator = np.random.default_rng([0, 1])
+    drawn = generator.permutation(1000).tolist(), generator.random(4).tolist()
+    return f"{sha256(json.dumps(drawn).encode()).hexdigest()[:12]} (numpy {np.__version__})"
+
+
 def run_settings(
     cfg: TrainConfig,  # a stage's config
     **more: Any,  # what else must be the same at a resume
 ) -> dict[str, Any]:
     """What a checkpoint remembers of a config, as it will be read again: tuples become lists, and a
     file is the same however its path is spelt."""
-    settings = asdict(cfg)
+    settings = asdict(cfg) | {"numpy_order": numpy_order()}
     for name, known in options(cfg).items():
         folder = known["resume"] == "preset" and os.path.isdir(settings[name])
         if known["resume"] == "path" or folder:
@@ -440,19 +450,23 @@ def refuse_changes(
     known = options(cfg)
     # what an older version did not know can't be compared
     changed = [k for k in sorted(then) if _differs(k, then, now, known.get(k, {}))]
-    longer = set(changed) and set(changed) <= {"steps", "epochs"}
+    longer = {"warmup"} != set(changed) <= {"steps", "epochs", "warmup"}
     if not changed or longer and _same_past(run, then, now):
         return
     said = "; ".join(f"{k} was {_short(then[k])}, is {_short(now.get(k))}" for k in changed)
-    raise SettingsChanged(f"{run} holds a run with other settings: {said}. {_advice(run, longer)}")
+    advice = _advice(run, then, longer)
+    raise SettingsChanged(f"{run} holds a run with other settings: {said}. {advice}")
 
 # %% ../nbs/18_checkpoint.ipynb #129cbee8
 def _short(value):  # of a sha256 the beginning will do
     return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1…", repr(value))
 
 
-def _advice(run, longer):  # is it only to be longer?
+def _advice(run, then, longer):  # settings that were; is it only to be longer?
     "What one may do in place of going on with other settings."
+    if longer and then.get("schedule") == "constant" and "steps_per_epoch" in then:
+        warmup = _schedule(then)[1]  # which may have been cut, for a run that was to be short
+        return f"It can be given more steps than it has made, with --warmup {warmup} as it had"
     if not longer or (Path(run) / "adapter_config.json").is_file():  # that can't be begun from
         return "Use the same settings, another --out, or --fresh to start again"
     return (
@@ -484,10 +498,33 @@ def _same_place(then, now):  # paths that were, paths that are
     gone = not any(os.path.exists(old) for old, _ in pairs)
     return gone or all(old == new or _content(old) == _content(new) for old, new in pairs)
 
+# %% ../nbs/18_checkpoint.ipynb #1667e66e
+def _same_order(was, value):
+    return was.split()[0] == value.split()[0]
+
+
+def _same_tokenizer(was, value):
+    return was == value or was.startswith("v2:") != value.startswith("v2:")
+
+
+def _same_shape(was, value):  # two configs of models
+    ends = [c.get("eos_token_id") for c in (was, value)]
+    known = ends[0] in _as_list(ends[1])
+    return was | {"eos_token_id": 0} == value | {"eos_token_id": 0} and (known or was == value)
+
+
+_SAYS_THE_SAME = {
+    "numpy_order": _same_order,
+    "tokenizer_fingerprint": _same_tokenizer,
+    "config": _same_shape,
+}
+
 # %% ../nbs/18_checkpoint.ipynb #c48d5c18
 def _differs(name, then, now, known):  # what `options` says of the field, if it is one
     "Is a setting another one, and does that matter?"
     was, value = then[name], now.get(name)
+    if name in _SAYS_THE_SAME and name in now:
+        return not _SAYS_THE_SAME[name](was, value)
     if was == value or known.get("resume") == "free" or known.get("auto") and not value:
         return False
     if name == "init" and "init_sha256" in then.keys() & now.keys():

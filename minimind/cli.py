@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TALKS', 'flag_parts', 'add_flags', 'config_from', 'Parser', 'run_stage_command', 'stage_flags', 'run_command',
            'run_flags', 'doctor', 'show_table', 'data_list', 'data_verify', 'data_rebuild', 'data_get', 'row_tokens',
-           'data_show', 'data_flags', 'train_tokenizer', 'tokenizer_flags', 'open_model', 'model_flags',
-           'evaluate_model', 'eval_flags', 'chat_command', 'chat_flags', 'recipe_command', 'recipe_flags',
-           'benchmark_names', 'bench', 'bench_flags', 'build_parser', 'command', 'main']
+           'data_show', 'data_build', 'data_stores', 'data_flags', 'train_tokenizer', 'tokenizer_flags', 'open_model',
+           'model_flags', 'evaluate_model', 'eval_flags', 'chat_command', 'chat_flags', 'recipe_command',
+           'recipe_flags', 'benchmark_names', 'bench', 'bench_flags', 'build_parser', 'command', 'main']
 
 # %% ../nbs/64_cli.ipynb #0300462c
 import argparse
@@ -134,6 +134,18 @@ def config_from(
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 # %% ../nbs/64_cli.ipynb #f376f4c4
+def _wrapped(text, out):
+    "Text for a stream: on a terminal no line is longer than it is wide."
+    if not out.isatty():
+        return text  # a program that reads it wants it in one line
+    how = dict(break_on_hyphens=False, break_long_words=False, subsequent_indent="  ")
+    return "\n".join(textwrap.fill(line, _terminal_width(), **how) for line in text.split("\n"))
+
+
+def _terminal_width():
+    return shutil.get_terminal_size().columns
+
+
 class _Help(argparse.HelpFormatter):
     def __init__(self, prog):
         super().__init__(prog, max_help_position=30)
@@ -169,7 +181,8 @@ class Parser(argparse.ArgumentParser):
         raise argparse.ArgumentError(action, f"there is no {value!r}{hint}")
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n(`{self.prog} --help` shows all that can be said)\n")
+        said = f"{self.prog}: {message}\n(`{self.prog} --help` shows all that can be said)"
+        self.exit(2, _wrapped(said, sys.stderr) + "\n")
 
 # %% ../nbs/64_cli.ipynb #6d9b787c
 def _number(p, flag, default, help):  # an int or a float, as the default is
@@ -208,7 +221,7 @@ def _check_settings_file(path):  # of DeepSpeed
 def run_stage_command(args: argparse.Namespace) -> None:
     "Train a stage, or with --dry-run only say what that would cost."
     from minimind.core import get_device, get_dtype
-    from minimind.stage import find_stage, settled
+    from minimind.stage import fast, find_stage, settled
 
     stage = find_stage(args.command)
     try:
@@ -218,7 +231,7 @@ def run_stage_command(args: argparse.Namespace) -> None:
     # a wrong name should not be found after an hour of tokenising
     get_dtype(get_device(cfg.device), cfg.dtype)
     _check_settings_file(cfg.deepspeed)
-    cfg = settled(cfg)
+    cfg = fast(settled(cfg))
     stage.run(cfg, dry_run=args.dry_run)
     # of several processes the first speaks
     if not args.dry_run and not int(os.environ.get("RANK", 0)):
@@ -271,12 +284,12 @@ def run_flags(
 def doctor(args: argparse.Namespace) -> None:
     "What this machine is, what was found on it, and what each preset would cost here."
     from minimind import doctor as d
-    from minimind.core import get_device, get_dtype
+    from minimind.core import fastest_dtype, get_device
     from minimind.log import text_table
 
     print(text_table(d.describe_machine()) + "\n")
     device = get_device()
-    dtype = get_dtype(device)
+    dtype = fastest_dtype(device)
     needs, tokens = d.training_bytes(dtype), d.recipe_tokens()
     speeds = d.preset_speeds(device, dtype)
     print(text_table(d.describe_presets(needs, speeds, tokens)))
@@ -286,10 +299,6 @@ def doctor(args: argparse.Namespace) -> None:
     print("\n" + textwrap.fill(said, _terminal_width(), break_on_hyphens=False))
 
 # %% ../nbs/64_cli.ipynb #4fee7eee
-def _terminal_width():
-    return shutil.get_terminal_size().columns
-
-
 def show_table(
     rows: list[list[str]],  # the head first
     below: int,  # columns, at most, that stand in a row's first line if there is too little room
@@ -393,6 +402,20 @@ def _read_rows(path, check=None):
     rows = ((line, {"text": text}) for line, text in open_texts(path))
     return ((line, check(row) if check else row) for line, row in rows)
 
+# %% ../nbs/64_cli.ipynb #bec9d155
+def _file_or_sample(name):
+    "A file, or a shipped one. Raises `FileNotFoundError` with the nearest name."
+    from minimind.core import data_dir
+
+    if Path(name).exists():
+        return Path(name)
+    known = [f.name for f in data_dir().glob("*.jsonl")]
+    if name in known:
+        return data_dir() / name
+    hint = did_you_mean(name, known)
+    there = f"here or among the samples (`minimind data list` names them){hint}"
+    raise FileNotFoundError(f"{name}: there is no such file, {there}")
+
 # %% ../nbs/64_cli.ipynb #93292e12
 def _some_tokenizer(folder, path):  # of `--tokenizer`, if it was given; the file that is shown
     "The tokenizer that was asked for, else that of `minimind run`, else one made of the file."
@@ -421,10 +444,10 @@ def data_show(args: argparse.Namespace) -> None:
     read, reversed is special."""
     from itertools import islice
 
-    from minimind.core import IGNORE, sample
+    from minimind.core import IGNORE
     from minimind.data import format_tokens
 
-    path = Path(args.file) if Path(args.file).exists() else sample(args.file)
+    path = _file_or_sample(args.file)
     tokenizer = _some_tokenizer(args.tokenizer, path)
     plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ
     for line, texts in islice(_read_rows(path, lambda row: row_tokens(tokenizer, row)), args.rows):
@@ -433,12 +456,102 @@ def data_show(args: argparse.Namespace) -> None:
             shown = _in_brackets(shown) if plain else shown
             print(f"{path}:{line}{what}: {len(ids)} tokens, {sum(mask)} learned\n{shown}\n")
 
+# %% ../nbs/64_cli.ipynb #8f6b5fa6
+def _text_stores(args, folder):  # an empty one
+    "The store that `minimind pretrain` reads."
+    from minimind import pretrain
+
+    told = dict(data=args.files, heldout=args.heldout, tokenizer=args.tokenizer or "")
+    cfg = pretrain.PretrainConfig(out=str(folder), on_bad_line=args.on_bad_line, **told)
+    files, heldout = cfg.files(pretrain.TEXT_SAMPLES)
+    files = pretrain.cut_if_few(cfg, files, folder)
+    cfg = pretrain.fit_to_text(cfg, files, heldout)
+    split = pretrain.training_split(cfg, files, heldout)
+    tokenizer = pretrain.make_tokenizer(cfg, files, split)
+    yield "texts", pretrain.text_store(cfg, files, split, tokenizer, folder)
+
+
+def _chat_stores(args, folder):
+    "The stores that `minimind sft` reads: to train on, and to measure on."
+    from minimind import sft
+    from minimind.tokenizer import Tokenizer
+
+    if not args.tokenizer:
+        args.parser.error("conversations need --tokenizer: that of the model that will learn them")
+    told = dict(data=args.files, heldout=args.heldout, on_bad_line=args.on_bad_line)
+    cfg = sft.SFTConfig(out=str(folder), **told)
+    (files, heldout), tokenizer = cfg.files(sft.CHAT_SAMPLES), Tokenizer.from_file(args.tokenizer)
+    split = None if heldout else "train"
+    store = sft.chat_store(cfg, files, tokenizer, folder / "store", split)
+    yield "conversations", store
+    if heldout:
+        yield "held out", sft.chat_store(cfg, heldout, tokenizer, folder / "heldout")
+    elif store.meta["other_split"]:
+        yield "held out", sft.chat_store(cfg, files, tokenizer, folder / "heldout", "heldout")
+
+# %% ../nbs/64_cli.ipynb #cab113eb
+def data_build(args: argparse.Namespace) -> None:
+    "Tokenise files into the cache, as the stage that reads them would."
+    from tempfile import TemporaryDirectory
+
+    from minimind.distill import data_kind
+    from minimind.sft import SFTConfig
+
+    args.files, args.heldout = tuple(args.files), tuple(args.heldout or ())
+    _check_files("FILE", (*args.files, *args.heldout))
+    kind = data_kind(SFTConfig(on_bad_line=args.on_bad_line), [*args.files, *args.heldout])
+    make, rows = (_text_stores, _chat_stores)[kind == "sft"], []
+    with TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        for what, store in make(args, Path(folder)):
+            took = "was there" if store.reused else f"{time.perf_counter() - start:.1f} s"
+            counts = f"{store.meta['documents']:,}", f"{store.meta['tokens']:,}"
+            rows.append([what, *counts, took, str(store.path)])
+            start = time.perf_counter()
+    show_table([["what", "documents", "tokens", "time", "place"], *rows], 4)
+
+# %% ../nbs/64_cli.ipynb #1faddb4a
+def _size(n):  # bytes
+    unit, power = next(((u, p) for u, p in (("GB", 9), ("MB", 6)) if n >= 10**p), ("kB", 3))
+    return f"{n / 10**power:,.1f} {unit}"
+
+
+def _ago(seconds):
+    hours = int(seconds / 3600)
+    if not hours:
+        return "just now"
+    return f"{hours} hours ago" if hours < 48 else f"{hours // 24:,} days ago"
+
+
+def data_stores(args: argparse.Namespace) -> None:
+    "What lies tokenised in the cache; with --clear, empty it."
+    from minimind.data import cache_dir, cached_stores, clear_cache
+
+    if args.clear:
+        removed, size = clear_cache(args.unused_for)
+        return print(f"removed from {cache_dir()}: {_size(size)}, stores: {removed}")
+    stores = [s for s in cached_stores() if time.time() - s.used >= 86_400 * args.unused_for]
+    rows = [["store", "documents", "tokens", "size", "used", "of"]]
+    for store in stores:
+        counts = [f"{store.meta.get(name, 0):,}" for name in ("documents", "tokens")]
+        files = ", ".join(Path(f["path"]).name for f in store.meta.get("sources", ()))
+        split = store.meta.get("key", {}).get("split")
+        what = f"{files} ({split})" if split else files or "damaged"
+        used = _ago(time.time() - store.used)
+        rows.append([store.path.name[:8], *counts, _size(store.size), used, what])
+    if stores:
+        show_table(rows, 5)
+    print(f"in {cache_dir()}: {_size(sum(s.size for s in stores))}, stores: {len(stores)}")
+
 # %% ../nbs/64_cli.ipynb #6d7e3f25
+_TOKENIZER = "tokenizer.json or a model folder"
+
+
 def data_flags(
     p: Parser,
     add: Callable[..., Parser],  # `(parsers, name, function, help)`: makes the parser of a command
 ) -> None:
-    "The five actions of `data`."
+    "The actions of `data`."
     actions = p.add_subparsers(dest="action", metavar="ACTION", title="actions")
     add(actions, "list", data_list, "files, sizes, licences")
     add(actions, "verify", data_verify, "compare the files with MANIFEST.json")
@@ -448,12 +561,27 @@ def data_flags(
     what = "tokens and loss mask of a file's first rows, in colour"
     show = add(actions, "show", data_show, what)
     show.add_argument("file", help="a jsonl or text file, or the name of a shipped one")
-    _folder(
-        show,
-        "--tokenizer",
-        "tokenizer.json or a model folder (default: runs/ci/pretrain, else one made from the file)",
-    )
+    _folder(show, "--tokenizer", f"{_TOKENIZER} (default: runs/ci/pretrain, else one made from it)")
     _number(show, "--rows", 2, "how many rows (default: 2)")
+    _store_flags(actions, add)
+
+# %% ../nbs/64_cli.ipynb #3df4cd77
+def _store_flags(actions, add):
+    "The flags of `data build` and `data stores`."
+    build = add(actions, "build", data_build, "tokenise files before a stage needs them")
+    build.add_argument("files", nargs="+", metavar="FILE", help="text, or conversations (jsonl)")
+    _files(build, "--heldout", "files to measure on (default: a part of FILE is kept out)")
+    whose = "(default: of text, the one that `pretrain` trains on it)"
+    _folder(build, "--tokenizer", f"{_TOKENIZER} {whose}")
+    _bad_lines(build)
+    stores = add(actions, "stores", data_stores, "what lies tokenised in the cache, or empty it")
+    _switch(stores, "--clear", "remove it; what is needed is made again")
+    _number(stores, "--unused-for", 0.0, "only what nobody has used for so many days (default: 0)")
+
+
+def _bad_lines(p):
+    bad = "a line that can't be used (default: stop)"
+    p.add_argument("--on-bad-line", choices=("stop", "skip"), default="stop", help=bad)
 
 # %% ../nbs/64_cli.ipynb #782cd4c6
 def train_tokenizer(args: argparse.Namespace) -> None:
@@ -483,8 +611,7 @@ def tokenizer_flags(p: Parser) -> None:
     _folder(p, "--out", "where tokenizer.json goes (default: runs/tokenizer)", "runs/tokenizer")
     tokens = "tokens, the 36 reserved and 256 bytes included (default: 6400)"
     _number(p, "--vocab-size", 6400, tokens)
-    bad = "a line that can't be used (default: stop)"
-    p.add_argument("--on-bad-line", choices=("stop", "skip"), default="stop", help=bad)
+    _bad_lines(p)
 
 # %% ../nbs/64_cli.ipynb #80ac5185
 def _trained_length(path):
@@ -574,14 +701,14 @@ def _own_texts(cfg, folder):
 # %% ../nbs/64_cli.ipynb #6b68481d
 def _own_chats(cfg, path, lm):
     "Rows of the table for what a run that learned from chats has held out."
-    from minimind.data import PackedBatches, TokenStore
+    from minimind.data import PackedBatches, open_store
     from minimind.evaluate import exact_match
     from minimind.sft import heldout_loss, read_questions
 
     files = [Path(f) for f in cfg.heldout]
     rows = []
     if (Path(path) / "heldout" / "meta.json").is_file() and cfg.eval_rows:
-        store = TokenStore(Path(path) / "heldout")
+        store = open_store(Path(path) / "heldout", lm.tokenizer)
         batches = PackedBatches(
             store, cfg.seq_len, cfg.batch_size, cfg.seed, on_bad_line=cfg.on_bad_line
         )
@@ -616,12 +743,14 @@ def _shipped(kind):  # of the model, as `model_kind` tells it
 
 def _measured(args, lm, kind, texts, choices, questions, talks):  # lists of files
     "Rows of the table, the head first."
-    from minimind.data import TokenStore
+    from minimind.data import open_store
     from minimind.evaluate import measure_conversations, measure_files, measurement_rows
 
     parts = lm.model, lm.tokenizer
-    store = Path(args.model) / "store"
-    store = TokenStore(store) if kind == "base" and (store / "meta.json").exists() else None
+    try:  # the text that unigrams and bigrams are counted in
+        store = open_store(Path(args.model) / "store", lm.tokenizer) if kind == "base" else None
+    except FileNotFoundError:
+        store = None
     plain = kind == "base" if args.plain is None else args.plain
     found = measure_files(*parts, texts, choices, questions, args.seq_len, not plain, store)
     return measurement_rows(*found, measure_conversations(*parts, talks))
@@ -860,8 +989,8 @@ def build_parser(
     whole = "the whole ladder on the shipped data: every stage, then results"
     run_flags(_add(commands, "run", run_command, whole), command == "run")
     _add(commands, "doctor", doctor, "what this machine is, and what each preset would cost here")
-    shipped = "the shipped data: list, verify, rebuild, show, get"
-    data_flags(_add(commands, "data", data_list, shipped), _add)
+    about_data = "data: list, verify, rebuild, get, show, build, stores"
+    data_flags(_add(commands, "data", data_list, about_data), _add)
     tokenizer_flags(_add(commands, "tokenizer", train_tokenizer, "train a tokenizer on text"))
     for name, row in plugins("stage").items():
         stage_flags(_add(commands, name, run_stage_command, row.what), name, name == command)
@@ -923,7 +1052,7 @@ def _run_to_the_end(argv):
     except (ValueError, OSError, RuntimeError, ImportError) as e:
         if os.environ.get("MINIMIND_DEBUG"):
             raise
-        print(_in_a_line(argv, e), file=sys.stderr)
+        print(_wrapped(_in_a_line(argv, e), sys.stderr), file=sys.stderr)
         return 1
 
 # %% ../nbs/64_cli.ipynb #fe10ed9e

@@ -32,7 +32,7 @@ from .data import Batches, JsonlReader, PackedBatches, is_jsonl, map_by_length
 from .generate import generate, stop_ids
 from .hub import load_config, weights_sha256
 from .log import Shown
-from .losses import add_router_loss, shift
+from .losses import Batch, add_router_loss, final_states, located, logits_chunk, shift
 from .model import MiniMind, num_parameters
 from .pretrain import model_shape
 from .sft import CHAT_SAMPLES, SFTConfig, heldout_loss, read_questions
@@ -249,24 +249,22 @@ def distill_sums(
     alpha: float = 0.5,
     temperature: float = 1.0,
     kind: str = "forward",  # as in `distill_loss`
-    chunk: int = 1024,  # positions whose logits exist at once
+    chunk: int | None = None,  # positions whose logits exist at once; None: `logits_chunk`
+    learned: torch.Tensor | None = None,  # from `learned_positions`, if it is known already
 ) -> tuple[torch.Tensor, int, dict]:  # loss sum, number of labelled positions, metrics
     """`distill_loss` for training: no logits are held whole, of neither model. A sum and its
     weight, as the training loop takes them. Raises `ValueError`."""
     check_blend(alpha, temperature, kind)
-    if chunk < 1:
+    if chunk is not None and chunk < 1:
         raise ValueError(f"chunk={chunk}: must be at least 1 position")
-    rows, targets = shift(hidden, labels)
+    chunk = chunk or logits_chunk(len(head), head.device)
+    rows, targets = shift(hidden, labels, learned)
     blend, learning = _Blend(alpha, temperature, kind), torch.is_grad_enabled()
     loss, sums = _ChunkedDistillation.apply(rows, head, targets, teach, blend, chunk, learning)
     metrics = {"lm_loss": sums[1]} | ({"divergence": sums[2]} if alpha < 1 else {})
     return loss, len(targets), metrics
 
 # %% ../nbs/37_distill.ipynb #0a048556
-def _model_inputs(batch):
-    return {name: v for name, v in batch.items() if name not in ("labels", "places")}
-
-
 class Teacher:
     "Says how likely every token was, at the labelled positions of a batch."
 
@@ -275,7 +273,7 @@ class Teacher:
     def check(self, temperature: float) -> None:
         "Refuse a temperature for which it has no answers. Raises `ValueError`."
 
-    def teach(self, batch: dict[str, torch.Tensor], temperature: float) -> Teach:
+    def teach(self, batch: Batch, temperature: float) -> Teach:
         "The `teach` of `distill_sums` for a batch."
         raise NotImplementedError(f"{type(self).__name__} does not say what it expects")
 
@@ -287,8 +285,9 @@ class LiveTeacher(Teacher):
         self.model, self.vocab_size = model, len(model.lm_head.weight)
 
     @torch.no_grad()
-    def teach(self, batch: dict[str, torch.Tensor], temperature: float) -> Teach:
-        hidden, _ = shift(self.model.hidden(**_model_inputs(batch)), batch["labels"])
+    def teach(self, batch: Batch, temperature: float) -> Teach:
+        batch = located(batch)
+        hidden, _ = shift(final_states(self.model.hidden, batch), batch["labels"], batch.learned)
         return live_teacher(hidden, self.model.lm_head.weight, temperature)
 
 # %% ../nbs/37_distill.ipynb #17410425
@@ -297,7 +296,7 @@ def distillation(
     alpha: float = 0.5,
     temperature: float = 1.0,
     kind: str = "forward",  # as in `distill_loss`
-    chunk: int = 1024,  # positions whose logits exist at once
+    chunk: int | None = None,  # positions whose logits exist at once; None: `logits_chunk`
 ) -> LossFunction:
     """The loss function of a distillation, for `fit`. A student with experts also gets its routers'
     loss."""
@@ -306,12 +305,12 @@ def distillation(
     source.check(temperature)
 
     def loss_fn(model, batch):
-        head, routers = model.lm_head.weight, []
+        batch, head, routers = located(batch), model.lm_head.weight, []
         _same_vocabulary(len(head), source.vocab_size)
         # with alpha 1 nobody is asked
         teach = source.teach(batch, temperature) if alpha < 1 else None
-        hidden = model.hidden(**_model_inputs(batch), routers=routers)
-        settings = alpha, temperature, kind, chunk
+        hidden = final_states(model.hidden, batch, routers)
+        settings = alpha, temperature, kind, chunk, batch.learned
         loss, weight, metrics = distill_sums(hidden, head, batch["labels"], teach, *settings)
         loss, metrics = add_router_loss(loss, metrics, model.config, routers, batch, weight)
         return loss, weight, metrics
@@ -342,6 +341,8 @@ class PlacedBatches(Batches):
         self.steps_per_epoch, self.fill = batches.steps_per_epoch, batches.fill
         self.tokens_per_epoch = batches.tokens_per_epoch
 
+    ahead: bool = True
+
     def at(self, step: int, rank: int = 0, world_size: int = 1) -> dict[str, torch.Tensor]:
         batch = self.batches.at(step, rank, world_size)
         rows = self.batches.order.at(step)
@@ -349,17 +350,21 @@ class PlacedBatches(Batches):
         rows = rows[rank::world_size] if rank < len(rows) else rows[:1]
         return batch | {"places": _store_places(self.batches, rows, batch)}
 
-    def sources(self, step: int) -> list[str]:
-        return self.batches.sources(step)
+    def sources(self, step: int, rank: int = 0, world_size: int = 1) -> list[str]:
+        return self.batches.sources(step, rank, world_size)
 
     def fingerprint(self) -> dict:
         return self.batches.fingerprint() | self.more
 
 # %% ../nbs/37_distill.ipynb #cf2db904
+# of the files; a cache with another is made again
+_CACHE_VERSION = 2
+
+
 def _cache_files(meta):  # `{name: (dtype, shape)}`
     n, k = meta["positions"], meta["k"]
     return {
-        "logprobs": ("float32", (n, k + (k < meta["vocab_size"]))),
+        "logprobs": ("float16", (n, k + (k < meta["vocab_size"]))),
         "ids": (meta["dtype"], (n, k)),
         "index": ("int64", (meta["tokens"],)),
     }
@@ -372,6 +377,8 @@ def _read_meta(path):
             f"{path} is not a teacher's cache (no meta.json): make it with cache_teacher"
         )
     meta = read_json(path / "meta.json")
+    if meta["key"]["version"] != _CACHE_VERSION:
+        raise ValueError(f"{path} was made by another version of minimind: make it again")
     for name, (dtype, shape) in _cache_files(meta).items():
         want = np.dtype(dtype).itemsize * math.prod(shape)
         have = (path / f"{name}.bin").stat().st_size
@@ -399,26 +406,29 @@ class TeacherCache(Teacher):
         if temperature != own:
             raise ValueError(f"temperature={temperature}: the cached distributions are of {own}")
 
-    def teach(self, batch: dict[str, torch.Tensor], temperature: float) -> Teach:
-        labelled = batch["labels"][:, 1:] != IGNORE
-        return self.at(batch["places"][:, 1:][labelled])
+    def teach(self, batch: Batch, temperature: float) -> Teach:
+        batch = located(batch)
+        places = batch.here["places"].flatten()[batch.here.learned + 1]
+        return self.at(places, batch["labels"].device)
 
     def at(
-        self, places: torch.Tensor
-    ) -> Teach:  # int64 `(N,)`: tokens of the store that are predicted
+        self,
+        places: torch.Tensor,  # int64 `(N,)`: tokens of the store that are predicted, on the CPU
+        device: torch.device,  # where the answers go
+    ) -> Teach:
         "A `teach` for these. Raises `ValueError` for a position that is not there."
-        wanted, device = places.cpu().numpy(), places.device
+        wanted = places.numpy()
         at = np.asarray(self._map("index")[wanted])
         if (at < 0).any():
             raise ValueError(
                 f"{self.path} knows nothing of token {int(wanted[at < 0][0]):,} of the store: it "
                 "was made for other rows"
             )
-        logprobs, ids = self._map("logprobs"), self._map("ids")
-        return lambda rows: (
-            torch.from_numpy(logprobs[at[rows]]).to(device),
-            torch.from_numpy(ids[at[rows]].astype(np.int64)).to(device),
-        )
+        # read and sent to the device here, once; the loss goes through them a chunk at a time
+        logprobs = torch.from_numpy(self._map("logprobs")[at]).to(device, non_blocking=True)
+        ids = torch.from_numpy(self._map("ids")[at].astype(np.int32)).to(device, non_blocking=True)
+        # rounded, they do not quite add up to 1 any more
+        return lambda rows: (logprobs[rows].float().log_softmax(-1), ids[rows].long())
 
 # %% ../nbs/37_distill.ipynb #c6c94f87
 def _ask(teacher, batches, micro_batch_size, dtype, progress):
@@ -427,21 +437,23 @@ def _ask(teacher, batches, micro_batch_size, dtype, progress):
     shown = dict(desc="asking the teacher", unit="batch", disable=not progress, leave=False)
     for step in tqdm(steps, **shown):
         for micro in split_rows(batches.at(step), micro_batch_size):
-            places, labels = micro.pop("places"), micro.pop("labels")
-            inputs = {name: v.to(device) for name, v in micro.items()}
+            micro = located(micro).to(device)
             with precision(device, dtype):
-                hidden, _ = shift(teacher.hidden(**inputs), labels.to(device))
-            yield places[:, 1:][labels[:, 1:] != IGNORE].numpy(), hidden
+                states = final_states(teacher.hidden, micro)
+                hidden, _ = shift(states, micro["labels"], micro.learned)
+            yield micro.here["places"].flatten()[micro.here.learned + 1].numpy(), hidden
 
 
 def _largest(hidden, head, k, temperature, chunk, dtype):
     "For each chunk: the k largest log-probabilities with that of the bucket, and the k ids."
-    teach = live_teacher(hidden, head, temperature)
+    teach, least = live_teacher(hidden, head, temperature), torch.finfo(torch.float16).min
     for i in range(0, len(hidden), chunk):
         with precision(hidden.device, dtype):
             soft, _ = teach(slice(i, i + chunk))
         top = soft.topk(k).indices
-        yield bucket(soft, top).float().cpu().numpy(), top.cpu().numpy()
+        # never -inf: times a probability of 0 it would be NaN
+        kept = bucket(soft, top).clamp(min=least).half()
+        yield kept.cpu().numpy(), top.cpu().numpy()
 
 # %% ../nbs/37_distill.ipynb #65fa3a26
 @torch.no_grad()
@@ -467,7 +479,7 @@ def _write_cache(
 # %% ../nbs/37_distill.ipynb #54a36951
 def _cache_key(teacher, batches, k, temperature, dtype):
     return dict(
-        version=1,
+        version=_CACHE_VERSION,
         teacher=[weights_sha256(teacher), teacher.config.to_dict()],
         **batches.fingerprint(),
         seq_len=batches.seq_len,
@@ -480,9 +492,10 @@ def _cache_key(teacher, batches, k, temperature, dtype):
 def _made_with(path, key):
     "Does a whole cache with this key lie there? Raises `ValueError` for a damaged one."
     try:
-        return TeacherCache(path).meta["key"] == key
+        same = read_json(path / "meta.json")["key"] == key
     except (FileNotFoundError, KeyError):
         return False
+    return same and bool(_read_meta(path))
 
 # %% ../nbs/37_distill.ipynb #562f68ef
 def check_cache(

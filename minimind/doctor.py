@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRIAL', 'memory', 'training_bytes', 'presets_that_fit', 'try_layer', 'preset_speeds', 'recipe_tokens', 'in_words',
-           'device_memory', 'describe_machine', 'describe_presets', 'recommend']
+           'device_memory', 'describe_dtype', 'describe_machine', 'describe_presets', 'recommend']
 
 # %% ../nbs/60_doctor.ipynb #3874738e
 import os
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from . import __version__
-from .core import data_dir, get_device, get_dtype, size
+from .core import bfloat16_gain, data_dir, fastest_dtype, get_device, size
 from .losses import causal_lm_loss
 from .model import PRESETS, MiniMind, ModelConfig, flops_per_token, num_parameters
 from .recipe import load_recipe, recipe_files, stage_plan
@@ -161,6 +161,21 @@ def device_memory(
     "The memory in which a device trains."
     return torch.cuda.mem_get_info(device) if device.type == "cuda" else memory()
 
+# %% ../nbs/60_doctor.ipynb #430a11bc
+def describe_dtype(
+    device: torch.device,
+) -> str:
+    "The precision of matrix products that `--dtype auto` chooses here, and why."
+    chosen = str(fastest_dtype(device)).removeprefix("torch.")
+    if os.environ.get("MINIMIND_DTYPE"):
+        return f"{chosen} (MINIMIND_DTYPE)"
+    if device.type == "cuda":
+        lacks = "the card has no bfloat16" if chosen == "float16" else "the card has it"
+        return f"{chosen} ({lacks})"
+    if gain := bfloat16_gain(device):
+        return f"{chosen} (bfloat16 is {gain:.1f} × as fast as float32 here)"
+    return f"{chosen} (bfloat16 is not in the hardware)"
+
 # %% ../nbs/60_doctor.ipynb #4b177fcf
 def describe_machine() -> list[list[str]]:  # rows of a table, the head first
     "What this machine is, and what was found on it."
@@ -176,7 +191,8 @@ def describe_machine() -> list[list[str]]:  # rows of a table, the head first
         ["minimind", __version__],
         ["Python", python],
         ["torch", torch.__version__],
-        ["device", f"{device}, {get_dtype(device)}".replace("torch.", "")],
+        ["device", str(device)],
+        ["dtype", describe_dtype(device)],
         ["CPU threads", str(torch.get_num_threads())],
         ["memory", f"{_gib(free)} free of {_gib(total)}"],
         ["disk", f"{_gib(shutil.disk_usage('.').free)} free here"],

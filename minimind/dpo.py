@@ -27,10 +27,11 @@ from .chat import encode_chat
 from .core import IGNORE, get_device, get_dtype, precision, seed_everything
 from .data import Batches, EpochRows, JsonlReader, chat_row, file_sha256
 from .data import in_heldout, map_by_length, pad
-from .evaluate import exact_match
+from .dist import rows_of_rank
+from .evaluate import exact_match, share_rows
 from .hub import read_tensors, weight_files, write_tensors
 from .log import Shown
-from .losses import add_router_loss, lm_logprobs
+from .losses import add_router_loss, final_states, lm_logprobs, located
 from .model import MiniMind
 from .sft import read_questions
 from .stage import NOTHING_HELD_OUT, Rung, Stage, StageConfig, load_init, run_stage
@@ -285,12 +286,18 @@ def _pairs_sha256(pairs):
         digest.update(len(ids).to_bytes(8, "big") + ids.tobytes())
     return digest.hexdigest()
 
+# %% ../nbs/31_dpo.ipynb #f477bd02
+def _side_lengths(pairs):  # `(N, 2)` tokens
+    sides = [(p.chosen, p.rejected) for p in pairs]
+    return np.array([[len(p.prompt) + len(a) for a in both] for p, both in zip(pairs, sides)])
+
 # %% ../nbs/31_dpo.ipynb #f01047c1
 class PairBatches(Batches):
     """Batches of whole pairs, the chosen answer first. `at(step)` is a pure function of the seed
     and the step."""
 
     sequences: int = 2  # that a row holds
+    ahead: bool = True
 
     def __init__(
         self,
@@ -304,10 +311,7 @@ class PairBatches(Batches):
             raise ValueError(f"{files}: no pair is left to train on ({pairs.why_empty()})")
         self.pairs, self.pad_id, self.sha256 = pairs, pad_id or 0, _pairs_sha256(pairs)
         self.order = EpochRows(len(pairs), batch_size, seed)
-        # tokens of both sides
-        self.lengths = np.array(
-            [[len(p.prompt) + len(answer) for answer in (p.chosen, p.rejected)] for p in pairs]
-        )
+        self.lengths = _side_lengths(pairs)
         self.steps_per_epoch = self.order.steps_per_epoch
         self.tokens_per_epoch = int(self.lengths.sum())
         steps = [self.lengths[self.order.at(step)] for step in range(self.steps_per_epoch)]
@@ -323,11 +327,13 @@ class PairBatches(Batches):
             **_pair_tensors([self.pairs[n] for n in numbers], self.pad_id),
         }
 
-    def at(self, step: int) -> dict[str, torch.Tensor]:
-        return self.rows(self.order.at(step))
+    def at(self, step: int, rank: int = 0, world_size: int = 1) -> dict[str, torch.Tensor]:
+        numbers, idle = rows_of_rank(self.order.at(step), rank, world_size)
+        return self.rows(numbers) | idle
 
-    def sources(self, step: int) -> list[str]:
-        return [self.pairs[n].where for n in self.order.at(step)]
+    def sources(self, step: int, rank: int = 0, world_size: int = 1) -> list[str]:
+        numbers, _ = rows_of_rank(self.order.at(step), rank, world_size)
+        return [self.pairs[n].where for n in numbers]
 
     def fingerprint(self) -> dict:
         return {"tokens_per_epoch": self.tokens_per_epoch, "data_sha256": self.sha256}
@@ -339,8 +345,9 @@ def pair_logps(
     routers: list | None = None,  # for the logits of the routers, as in `MiniMind.hidden`
 ) -> torch.Tensor:  # `(P, 2)` in nats, at least float32
     "Log-probability of each answer given its prompt: the sum over its tokens."
-    ids, labels = batch["input_ids"].flatten(0, 1), batch["labels"].flatten(0, 1)
-    logps = lm_logprobs(model, labels, input_ids=ids, routers=routers)
+    batch = located(batch)
+    hidden, labels = final_states(model.hidden, batch, routers), batch["labels"].flatten(0, 1)
+    logps = lm_logprobs(hidden, labels, model.lm_head.weight, learned=batch.learned)
     return logps.sum(-1).unflatten(0, (-1, 2))
 
 # %% ../nbs/31_dpo.ipynb #5c8dfdbd
@@ -350,17 +357,20 @@ def reference_logps(
     batches: PairBatches,
     size: int = 16,  # pairs at a time
     dtype: torch.dtype = torch.float32,  # of the matrix products
+    numbers: Sequence[int] | None = None,  # of the pairs; None: of all
 ) -> torch.Tensor:  # `(N, 2)` float32, on the CPU
-    """The model's log-probabilities of all answers, in the order of the pairs. Pairs of like length
+    """The model's log-probabilities of the answers, in the order of the pairs. Pairs of like length
     go together, so that little is filling."""
     device, longest = next(model.parameters()).device, batches.lengths.max(1)
+    numbers = range(len(longest)) if numbers is None else numbers
 
-    def ask(numbers):
-        rows = {k: v.to(device) for k, v in batches.rows(numbers).items()}
+    def ask(some):
+        rows = located(batches.rows(some)).to(device)
         with precision(device, dtype):
             return pair_logps(model, rows).float().cpu()
 
-    return torch.stack(map_by_length(ask, range(len(longest)), size, lambda n: longest[n]))
+    answers = map_by_length(ask, numbers, size, lambda n: longest[n])
+    return torch.stack(answers) if answers else torch.zeros(0, 2)
 
 # %% ../nbs/31_dpo.ipynb #89a3baaa
 def cached_reference(
@@ -457,8 +467,9 @@ class DPOConfig(WatchedPairs):
         "share of the pairs that are taken to be labelled the wrong way round; sigmoid only",
     )
     sft_weight: float = option(
-        1.0,
-        "of the chosen answers' own loss, nats a token, added to the preference loss; 0: plain DPO",
+        0.0,
+        "of the chosen answers' own loss, nats a token, added to the preference loss. 0: plain "
+        "DPO; with 1 (RPO, Pang 2024) far fewer right answers are lost",
         NOT_NEGATIVE,
     )
 
@@ -563,7 +574,8 @@ def evaluation(
     def evaluate(model):
         numbers = {}
         if held:
-            logps = reference_logps(model, held, cfg.micro_batch_size, dtype)
+            ask = partial(reference_logps, model, held, cfg.micro_batch_size, dtype)
+            logps = torch.stack(share_rows(ask, range(len(held.pairs))))
             measured = measure_pairs(logps, held.reference, cfg.beta)
             numbers |= {f"heldout_{k}": v for k, v in measured.items()}
         if questions:
@@ -620,7 +632,7 @@ DPO = Stage(
     rung=Rung(
         60,
         "pairs of a better and a worse answer → a model that prefers the better",
-        lambda folder: dict(init=folder["sft"]),
+        lambda folder: dict(init=folder["sft"], sft_weight=1.0),
         pace=0.85,
         measuring=70,
     ),

@@ -18,10 +18,10 @@ import torch
 
 from .core import IGNORE, Stateful
 from .data import pad
-from .losses import add_router_loss
+from .losses import add_router_loss, located
 from .model import MiniMind
 from .ppo import Learner, LearnerBatches, RewardConfig, clipped_loss, k3, log_ratios
-from .ppo import masked_mean, open_prompts, run_rl, whiten
+from .ppo import masked, masked_mean, open_prompts, run_rl, whiten
 from .rollout import NOTHING, Prompts, rollout_logps, score_together
 from .stage import Rung, Stage
 from .train import NOT_NEGATIVE, POSITIVE, Bound, one_of, option, refuse
@@ -89,7 +89,7 @@ def variant_mean(
     "The mean that a variant takes: over each answer and then over answers, or over all tokens."
     if loss_type not in PER_SEQUENCE:
         return masked_mean(x, mask)
-    return (torch.where(mask, x, 0.0).sum(1) / mask.sum(1).clamp(min=1)).mean()
+    return (masked(x, mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
 
 
 def variant_loss(
@@ -101,7 +101,7 @@ def variant_loss(
     "The losses of the tokens as one number."
     if loss_type != "dr_grpo":
         return variant_mean(loss, mask, loss_type)
-    return torch.where(mask, loss, 0.0).sum() / (len(loss) * (longest or loss.shape[1]))
+    return masked(loss, mask).sum() / (len(loss) * (longest or loss.shape[1]))
 
 # %% ../nbs/36_grpo.ipynb #c8c0a2ba
 def grpo_loss(
@@ -124,6 +124,7 @@ def grpo_loss(
         raise ValueError(f"beta={beta} is a price on the distance from a reference: give ref_logps")
     mask = mask.bool()
     advantages = advantages if advantages.ndim == 2 else advantages[:, None]
+    logps, advantages = masked(logps, mask), masked(advantages, mask)
     mean = partial(variant_mean, mask=mask, loss_type=loss_type)
     log_ratio = log_ratios(logps, old_logps, mask)
     ratio = log_ratio.exp()
@@ -136,7 +137,7 @@ def grpo_loss(
     metrics = dict(clip_fraction=mean(clipped.to(logps.dtype).expand_as(logps)))
     metrics |= dict(ratio=mean(ratio), kl_step=mean(ratio - log_ratio - 1))
     if ref_logps is not None:
-        kl = k3(logps, ref_logps)
+        kl = k3(logps, masked(ref_logps, mask))
         loss = loss + beta * kl
         metrics["kl"] = mean(kl)
     loss = variant_loss(loss.expand_as(logps), mask, loss_type, max_completion_length)
@@ -188,7 +189,8 @@ def policy_loss(
 ) -> tuple[torch.Tensor, float, dict]:  # loss sum, weight, metrics
     """The loss in the form that the loop takes. The weight is what the mean is over, sequences or
     tokens, so that micro-batches change nothing; with experts the routers' part is added."""
-    routers, mask = [], batch["labels"][:, 1:] != IGNORE
+    batch, routers = located(batch), []
+    mask = batch["labels"][:, 1:] != IGNORE
     loss, metrics = grpo_loss(
         rollout_logps(model, batch, cfg.temperature, routers),
         batch.get("old_logps"),
@@ -203,7 +205,7 @@ def policy_loss(
     )
     parts = model.config, routers, batch
     loss, metrics = add_router_loss(loss, metrics, *parts, log_as="policy_loss")
-    weight = len(mask) if cfg.loss_type in PER_SEQUENCE else int(mask.sum()) or NOTHING
+    weight = len(mask) if cfg.loss_type in PER_SEQUENCE else len(batch.learned) or NOTHING
     return loss * weight, weight, {k: v * weight for k, v in metrics.items()}
 
 # %% ../nbs/36_grpo.ipynb #051e2446

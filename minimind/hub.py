@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SAMPLING', 'write_tensors', 'read_tensors', 'hf_model_type', 'to_hf_config', 'from_hf_config', 'tokenizer_config',
            'generation_config', 'sampling_options', 'hf_views', 'model_tensors', 'weights_sha256', 'write_folder',
-           'save_pretrained', 'check_tensors', 'load_weights', 'load_config', 'weight_files', 'load_model',
-           'load_pretrained']
+           'save_pretrained', 'check_tensors', 'load_weights', 'load_config', 'weight_files', 'weights_dtype',
+           'load_model', 'load_pretrained']
 
 # %% ../nbs/17_hub.ipynb #d1f71c70
 import errno
@@ -15,6 +15,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .chat import CHAT_TEMPLATE
-from .core import atomic_path, read_json, write_json
+from .core import atomic_path, get_dtype, read_json, write_json
 from .generate import TEMPERATURE, TOP_P
 from .model import MiniMind, ModelConfig
 from .tokenizer import Tokenizer
@@ -106,7 +107,7 @@ def to_hf_config(
     kind, rope = hf_model_type(config), _rope_settings(config)
     number = str(dtype).removeprefix("torch.")
     out = {"architectures": [_CLASSES[kind]], "model_type": kind}
-    out |= {name: getattr(config, name) for name in _SAME}
+    out |= {name: _as_json(getattr(config, name)) for name in _SAME}
     out |= {
         "hidden_act": "silu",
         "attention_bias": False,
@@ -137,6 +138,10 @@ _SAME = (
     *("rms_norm_eps", "tie_word_embeddings", "initializer_range"),
     *("pad_token_id", "bos_token_id", "eos_token_id"),
 )
+
+
+def _as_json(value):
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _rope_settings(config):
@@ -300,13 +305,18 @@ def _stretched(rope, positions):  # rotary settings; `max_position_embeddings` o
     return rope | {"original_max_position_embeddings": original}, reached
 
 # %% ../nbs/17_hub.ipynb #21477422
+def _stops(ids):  # of a file: None, a token id, or a list of them
+    "What `ModelConfig.eos_token_id` is: None, an id, or a tuple of several."
+    ids = ids if isinstance(ids, list) else [ids]
+    return tuple(ids) if len(ids) > 1 else next(iter(ids), None)
+
+
 def _fields_of(d, kind):
     "A config's keys by our names, with what is taken for those that are not in the file."
     apart = _INERT | _MUST_BE.keys() | _READ_APART | _OURS.keys()
     fields = {k: v for k, v in d.items() if k not in apart}
     fields |= {ours: d[theirs] for theirs, ours in _OURS.items() if theirs in d}
-    if isinstance(fields.get("eos_token_id"), list):
-        fields["eos_token_id"] = fields["eos_token_id"][0]
+    fields["eos_token_id"] = _stops(fields.get("eos_token_id"))
     if "num_attention_heads" in fields and kind in ("llama", "granitemoeshared"):
         fields.setdefault("num_key_value_heads", fields["num_attention_heads"])
     if kind == "granitemoeshared":
@@ -352,19 +362,18 @@ def generation_config(
 ) -> dict[str, Any]:  # by Hugging Face's names
     """The `generation_config.json` of a model: what it has brought with it, else the tokens of its
     config and our way to sample."""
-    tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return {k: getattr(model.config, k) for k in tokens} | (model.generation_config or SAMPLING)
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    tokens = {k: _as_json(getattr(model.config, k)) for k in names}
+    return tokens | (model.generation_config or SAMPLING)
 
 # %% ../nbs/17_hub.ipynb #242f6ecd
 def _read_generation_config(path):  # of a model folder
-    """What a folder says about generating. Of several tokens to stop at `ModelConfig` keeps the
-    first; all of them stand here."""
-    file, about = path / "generation_config.json", path / "config.json"
+    "What a folder says about generating; nothing if it has no such file. Raises `ValueError`."
+    file = path / "generation_config.json"
     out = read_json(file) if file.is_file() else {}
     if not isinstance(out, dict):
         raise ValueError(f"{file} is not an object of settings")
-    stops = read_json(about).get("eos_token_id") if about.is_file() else None
-    return {"eos_token_id": stops} | out if isinstance(stops, list) else out
+    return out
 
 # %% ../nbs/17_hub.ipynb #a769618b
 def sampling_options(
@@ -568,9 +577,11 @@ def load_config(
         raise FileNotFoundError(f"{path} is not a model folder: it has no config.json")
     d = read_json(file)
     try:
-        return from_hf_config(d)
+        config = from_hf_config(d)
     except (ValueError, TypeError) as e:
         raise ValueError(f"{file}: {e}") from None
+    stops = _read_generation_config(Path(path)).get("eos_token_id")
+    return config if stops is None else replace(config, eos_token_id=_stops(stops))
 
 # %% ../nbs/17_hub.ipynb #c0be1575
 def weight_files(
@@ -591,19 +602,32 @@ def weight_files(
         )
     raise FileNotFoundError(f"{path} has no model.safetensors{why}")
 
+# %% ../nbs/17_hub.ipynb #504e33da
+def weights_dtype(
+    device: str | torch.device,  # that the weights go to
+    dtype: str | torch.dtype,  # "auto", a name as for `get_dtype`, or torch's
+) -> torch.dtype:
+    """The precision of weights that are only to be run: with "auto" that of the matrix products on
+    a GPU, and float32 on a CPU. Raises `ValueError` for another name."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    device = torch.device(device)
+    return torch.float32 if dtype == "auto" and device.type == "cpu" else get_dtype(device, dtype)
+
 # %% ../nbs/17_hub.ipynb #155a5bf6
 def load_model(
     path: str | Path,  # folder with `config.json` and weights
     device: str | torch.device = "cpu",  # where the weights go
     config: ModelConfig | None = None,  # in place of the folder's, e.g. from `stretch`
-) -> MiniMind:  # in float32, in eval mode
+    dtype: str | torch.dtype = torch.float32,  # of the weights, see `weights_dtype`
+) -> MiniMind:  # in eval mode
     "The model of a folder. Raises `FileNotFoundError`, `ValueError`."
     path, config = Path(path), config or load_config(path)
     tensors = {k: v for file in weight_files(path) for k, v in read_tensors(file).items()}
     # no memory, no random numbers: the weights are about to come
     with torch.device("meta"):
         model = MiniMind(config)
-    model = model.to_empty(device="cpu")
+    model = model.to(weights_dtype(device, dtype)).to_empty(device="cpu")
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     load_weights(model, tensors, path)
@@ -615,8 +639,10 @@ def load_pretrained(
     path: str | Path,  # folder with `config.json`, weights and `tokenizer.json`
     device: str | torch.device = "cpu",  # where the weights go
     config: ModelConfig | None = None,  # as for `load_model`
+    # of the weights: float32 to train, "auto" only to run it, see `weights_dtype`
+    dtype: str | torch.dtype = torch.float32,
 ) -> tuple[MiniMind, Tokenizer]:
     """Load a model folder, ours or Hugging Face's (Qwen3, Llama, Qwen3-MoE, and of Granite's
     shared-expert models those without multipliers). Raises `FileNotFoundError`, `ValueError` naming
     what is wrong."""
-    return load_model(path, device, config), Tokenizer.from_file(path)
+    return load_model(path, device, config, dtype), Tokenizer.from_file(path)

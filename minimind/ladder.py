@@ -19,8 +19,8 @@ import torch
 
 import minimind
 from .checkpoint import checkpoints, saved_step
-from .core import get_device, get_dtype, sample, size, write_json
-from .data import Batches, JsonlReader, TokenStore
+from .core import fastest_dtype, get_device, sample, size, write_json
+from .data import Batches, JsonlReader, open_store
 from .evaluate import answers_row, converse, measure_files
 from .hub import load_pretrained
 from .log import format_shown, read_metrics, say, text_table, wrap
@@ -29,7 +29,7 @@ from .losses import causal_lm_loss
 from .model import PRESETS, MiniMind, num_parameters
 from .plugins import plugin_names
 from .pretrain import TEXT_SAMPLES
-from .stage import Rung, find_stage
+from .stage import Rung, fast, find_stage
 from .tokenizer import Tokenizer
 from .train import TrainConfig, seconds_a_step
 
@@ -57,7 +57,7 @@ def seconds_of_a_step(device: str) -> float:
     where, cfg = get_device(device), TrainConfig(device=device)
     model = MiniMind(PRESETS["ci"]).to(where)
     rows = RandomRows(cfg, model.config.vocab_size)
-    how = cfg, where, get_dtype(where, cfg.dtype)
+    how = cfg, where, fastest_dtype(where)
     # the quicker of two: whatever else the machine does just now may be over in a minute
     return min(seconds_a_step(model, rows, causal_lm_loss, *how) for _ in range(2))
 
@@ -117,13 +117,13 @@ class Forecast:
 def _climb_one(name, rung, where, steps, **how):
     stage, settings = find_stage(name), rung.settings(where)
     how = dict(steps=steps, eval_first=True, **how, **settings)
-    last = stage.run(stage.config(out=where[name], **how))
+    last = stage.run(fast(stage.config(out=where[name], **how)))
     if not rung.baseline:
         return last, {}
     say("", *wrap(f"{name} once more, {rung.beside}: what the result is to be judged by"))
     out = f"{where[name]}_baseline"
     how |= dict(rung.baseline, eval_first=False)  # it begins where the other one began
-    return last, stage.run(stage.config(out=out, **how))
+    return last, stage.run(fast(stage.config(out=out, **how)))
 
 # %% ../nbs/62_ladder.ipynb #a7c1c778
 def climb(
@@ -160,11 +160,10 @@ def measure_ladder(
     device: torch.device,
 ) -> tuple[dict, dict, dict]:  # of texts, choices, questions, as `measure_files` gives them
     "What the pretrained model makes of text, and the fine-tuned one of choices and questions."
-    texts, *_ = measure_files(
-        *load_pretrained(folder["pretrain"], device),
-        texts=[sample(name) for name in TEXT_SAMPLES[1]],
-        store=TokenStore(Path(folder["pretrain"]) / "store"),
-    )
+    base, own = load_pretrained(folder["pretrain"], device)
+    store = open_store(Path(folder["pretrain"]) / "store", own)
+    files = [sample(name) for name in TEXT_SAMPLES[1]]
+    texts, *_ = measure_files(base, own, texts=files, store=store)
     _, choices, questions = measure_files(
         model, tokenizer, choices=[sample("mc_wordnet.jsonl")], questions=[sample(SKILLS)]
     )

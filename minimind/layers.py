@@ -11,6 +11,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .core import compute_dtype
+
 # %% ../nbs/05_layers.ipynb #4fd70494
 class _RMSNormCPU(torch.autograd.Function):
     # Autograd's own way through the formula makes about ten passes over memory; this makes half as
@@ -95,4 +97,5 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(hidden_dim, dim, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(compute_dtype(x))  # in low precision: rounded once, not once for each matrix
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

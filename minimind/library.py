@@ -232,7 +232,9 @@ def load(
     if adapter is None and (path / _ADAPTER).is_file() and not (path / _MODEL).is_file():
         path, adapter = _base_of(path), path
     _check_folder(path)
-    model, tokenizer = load_pretrained(path, get_device(str(device)), config)
+    # an adapter's matrices are float32, and so is its model
+    dtype = "auto" if adapter is None else "float32"
+    model, tokenizer = load_pretrained(path, get_device(str(device)), config, dtype)
     if adapter is not None:
         load_lora(model, adapter)
     lm = LanguageModel(model, tokenizer, system)

@@ -100,13 +100,16 @@ def count_tokens(
         return int((batch["segment_ids"] > 0).sum())
     return next(iter(batch.values())).numel()
 
+# %% ../nbs/15_log.ipynb #dc78b9b4
+_SUMS = frozenset({"weight", "loss", "steps", "tokens", "seconds", "waited", "skipped"})
+_OF_A_LINE = frozenset({"step", "lr", "grad_norm", "tokens_per_second", "data_seconds"})
+
 # %% ../nbs/15_log.ipynb #c6d410c6
 class LogWindow(Counter):
     """Sums over the steps since the last line of the log. It is saved with a checkpoint, so that a
     resumed run logs the same numbers."""
 
-    SUMS: frozenset[str] = frozenset({"weight", "loss", "steps", "tokens", "seconds", "skipped"})
-    OWN: frozenset[str] = SUMS | {"step", "lr", "grad_norm", "tokens_per_second"}
+    OWN: frozenset[str] = _SUMS | _OF_A_LINE
 
     def add(
         self,
@@ -131,7 +134,8 @@ class LogWindow(Counter):
         return self[name] / weight if weight else None
 
     def line(self, step: int, lr: float, norm: float) -> dict[str, float | None]:
-        "The numbers of a log line: means over the weight of the window."
+        """The numbers of a log line: means over the weight of the window. `data_seconds` is how
+        long a step waited for its batch."""
         more = [k for k in self if k not in self.OWN and not k.startswith("weight of ")]
         out = dict(
             step=step,
@@ -140,6 +144,7 @@ class LogWindow(Counter):
             grad_norm=norm,
             tokens_per_second=self["tokens"] / self["seconds"],
             seconds=self["seconds"],
+            data_seconds=self["waited"] / max(1, self["steps"]),
             **{k: self._mean(k) for k in more},
         )
         return out | ({"skipped": self["skipped"]} if self["skipped"] else {})

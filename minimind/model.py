@@ -15,7 +15,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Attention, KVCache, Mask, document_mask
+from .attention import Attention, CacheLayer, Documents, KVCache, Mask
+from .attention import document_mask, suited_mask
+from .core import compute_dtype
 from .layers import RMSNorm, SwiGLU
 from .moe import MoE
 from .plugins import did_you_mean
@@ -53,7 +55,7 @@ class ModelConfig:
     router_z_loss_coef: float = 0.0  # weight of the routers' z-loss, a mean over the layers
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1
-    eos_token_id: int | None = 2
+    eos_token_id: int | tuple[int, ...] | None = 2
 
     def __post_init__(self) -> None:
         _check_numbers(self)
@@ -235,10 +237,9 @@ class Block(nn.Module):
         cos: torch.Tensor,  # rotary tables at the T positions, see `Attention`
         sin: torch.Tensor,
         mask: Mask | None = None,  # see `attend`
-        cache: KVCache | None = None,
-        layer: int = 0,  # number of this block in the cache
+        cache: CacheLayer | None = None,  # keys and values of the tokens before
     ) -> tuple[torch.Tensor, torch.Tensor | None]:  # `(B, T, D)`; the router's logits `(B, T, E)`
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, layer)
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
         out = self.mlp(self.post_attention_layernorm(x))
         out, router_logits = out if isinstance(out, tuple) else (out, None)
         return x + out, router_logits
@@ -254,6 +255,8 @@ class Backbone(nn.Module):
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.config, self.rotary = c, RotaryTables(c)
         self.gradient_checkpointing = False  # see `_run`
+        # compiled twins of `layers`, to train with; None: there are none
+        self.compiled: list[Callable[..., Any]] | None = None
 
     def forward(
         self,
@@ -262,20 +265,27 @@ class Backbone(nn.Module):
         segment_ids: torch.Tensor | None = None,
         cache: KVCache | None = None,
         routers: list[torch.Tensor] | None = None,
+        documents: Documents | None = None,
     ) -> torch.Tensor:
         _check_ids(input_ids)
         T, past = input_ids.shape[1], 0 if cache is None else cache.length
         cos, sin = self.rotary.at(position_ids, T, past, input_ids.device)
-        mask = _mask(T, segment_ids, cache)
-        again = self.gradient_checkpointing and cache is None and torch.is_grad_enabled()
         x = _embed(self.embed_tokens, input_ids)
-        for i, block in enumerate(self.layers):
-            x, router_logits = _run(block, again, x, cos, sin, mask, cache, i)
+        mask = _mask(self.config.head_dim, x, segment_ids, documents, cache)
+        training = cache is None and torch.is_grad_enabled()
+        for i, block in enumerate(self.compiled if self.compiled and training else self.layers):
+            kept = None if cache is None else cache.layer(i)
+            again = self.gradient_checkpointing and training
+            x, router_logits = _run(block, again, x, cos, sin, mask, kept)
             if routers is not None and router_logits is not None:
                 routers.append(router_logits)
         if cache is not None:
             cache.advance(T, segment_ids)
         return self.norm(x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        "For copies and pickles: compiled layers would still compute with the original's weights."
+        return {**self.__dict__, "compiled": None}
 
 # %% ../nbs/09_model.ipynb #976c0365
 class MiniMind(nn.Module):
@@ -302,10 +312,12 @@ class MiniMind(nn.Module):
         segment_ids: torch.Tensor | None = None,  # `(B, T)`, see `attention_mask`; None: all one
         cache: KVCache | None = None,  # with the tokens before, extended in place
         routers: list[torch.Tensor] | None = None,  # takes router logits `(B, T, E)` of each layer
+        documents: Documents | None = None,  # what `segment_ids` says, known without a look at them
     ) -> torch.Tensor:  # `(B, T, D)` final states
-        """What the head reads. Raises `ValueError` past `max_position_embeddings` and for an id
-        that is not in the vocabulary, `TypeError` for what is no tensor of ids."""
-        return self.model(input_ids, position_ids, segment_ids, cache, routers)
+        """What the head reads. A dense model that is given `documents` waits for no device. Raises
+        `ValueError` past `max_position_embeddings`, for an id that is not in the vocabulary and
+        for `documents` that don't fill the rows, `TypeError` for what is no tensor of ids."""
+        return self.model(input_ids, position_ids, segment_ids, cache, routers, documents)
 
     def forward(
         self,
@@ -318,10 +330,8 @@ class MiniMind(nn.Module):
         return self.lm_head(self.hidden(input_ids, position_ids, segment_ids, cache))
 
     def new_cache(self, batch_size: int, max_len: int) -> KVCache:
-        "An empty cache for `batch_size` rows of up to `max_len` tokens."
-        c, w = self.config, self.model.embed_tokens.weight
-        heads = c.num_key_value_heads, c.head_dim
-        return KVCache(c.num_hidden_layers, batch_size, max_len, *heads, w.dtype, w.device)
+        "An empty cache, rows of up to `max_len` tokens, in the dtype of the products made here."
+        return _empty_cache(self.config, self.model.embed_tokens.weight, batch_size, max_len)
 
 # %% ../nbs/09_model.ipynb #3e0c840a
 def _make_tables(c, length, device):
@@ -335,7 +345,7 @@ def _table_length(position_ids, limit):
     "How long tables must be to hold these positions. Raises `ValueError` for negative ones."
     # To look at the largest position a GPU would have to finish all earlier work, at every step,
     # and a compiled graph would be cut in two.
-    if position_ids.is_cuda or torch.compiler.is_compiling():
+    if position_ids.device.type != "cpu" or torch.compiler.is_compiling():
         return limit
     low, high = map(int, position_ids.aminmax())
     if low < 0:
@@ -393,11 +403,22 @@ def _check_ids(input_ids):
         )
 
 
-def _mask(T, segment_ids, cache):
-    "Who may look at whom, see `attend`; None: plain causal attention."
+def _mask(head_dim, x, segment_ids, documents, cache):  # `x`: embedded tokens `(B, T, D)`
+    "Who may look at whom, see `attend`; None: plain causal attention. Raises `ValueError`."
+    B, T = x.shape[:2]
+    if documents is not None and (cache is not None or sum(documents.lengths) != B * T):
+        raise ValueError(
+            f"documents of {sum(documents.lengths)} tokens for {B} rows of {T}: they must fill the "
+            "rows, and with a cache they can't be used; give segment_ids there"
+        )
     if cache is not None:
         return cache.mask(T, segment_ids)
-    return None if segment_ids is None else document_mask(segment_ids)
+    mask = documents
+    if mask is None and segment_ids is not None:
+        mask = document_mask(segment_ids)
+    if isinstance(mask, Documents):
+        return suited_mask(mask, B, T, compute_dtype(x), head_dim)
+    return mask
 
 # %% ../nbs/09_model.ipynb #40f0b901
 def _embed(table, input_ids):  # `nn.Embedding`
@@ -417,6 +438,11 @@ def _run(block, again, x, *inputs):
     if again:
         return checkpoint(block, x, *inputs, use_reentrant=False)
     return block(x, *inputs)
+
+# %% ../nbs/09_model.ipynb #d98bec7d
+def _empty_cache(c, weight, batch_size, max_len):
+    heads, dtype = (c.num_key_value_heads, c.head_dim), compute_dtype(weight)
+    return KVCache(c.num_hidden_layers, batch_size, max_len, *heads, dtype, weight.device)
 
 # %% ../nbs/09_model.ipynb #14ef5eb7
 def _config_of(config):

@@ -7,8 +7,6 @@ __all__ = ['route', 'dispatch_naive', 'sort_by_expert', 'dispatch_sorted', 'disp
            'load_balance_loss', 'z_loss']
 
 # %% ../nbs/08_moe.ipynb #5d093012
-from typing import Any
-
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -169,16 +167,16 @@ def dispatch_sorted(
     )
 
 # %% ../nbs/08_moe.ipynb #001d738e
-# public in new versions of torch, private in older ones, absent in the oldest
-_grouped_is_public = hasattr(F, "grouped_mm")
-_grouped_mm: Any = F.grouped_mm if _grouped_is_public else getattr(torch, "_grouped_mm", None)
+# major compute capabilities on which `F.grouped_mm` is one kernel: Hopper, Blackwell (data centre)
+_GROUPED = (9, 10)
 
 
 def _can_group(x, gate_up, down):
-    if x.device.type != "cuda" or _grouped_mm is None or compute_dtype(x) != torch.bfloat16:
+    """Is `F.grouped_mm` one kernel for these? Elsewhere it waits for the host and loops over the
+    experts (pytorch issues #161407 and #186620; pull request #194227 names the cards)."""
+    if x.device.type != "cuda" or compute_dtype(x) != torch.bfloat16:
         return False
-    oldest = (8, 0) if _grouped_is_public else (9, 0)
-    if torch.cuda.get_device_capability(x.device) < oldest:
+    if torch.cuda.get_device_capability(x.device)[0] not in _GROUPED:
         return False
     # rows of multiples of 16 bytes
     return x.shape[1] % 8 == down.shape[2] % 8 == 0
@@ -197,8 +195,8 @@ def dispatch_grouped(
     order, inverse, ends = sort_by_expert(experts, len(gate_up))
     ends = ends.int()
     rows = x.to(dtype).index_select(0, order // k)
-    gate, up = _grouped_mm(rows, gate_up.to(dtype).mT, offs=ends).chunk(2, dim=-1)
-    out = _grouped_mm(F.silu(gate) * up, down.to(dtype).mT, offs=ends)
+    gate, up = F.grouped_mm(rows, gate_up.to(dtype).mT, offs=ends).chunk(2, dim=-1)
+    out = F.grouped_mm(F.silu(gate) * up, down.to(dtype).mT, offs=ends)
     return (out.index_select(0, inverse).view(N, k, D) * weights[..., None]).sum(1).to(dtype)
 
 # %% ../nbs/08_moe.ipynb #16175aca

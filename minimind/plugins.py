@@ -53,7 +53,7 @@ PLUGINS: dict[str, dict[str, Plugin]] = {
     "stage": _STAGES,
     # how several processes share a step, a `train.Strategy`
     "strategy": {
-        "ddp": Plugin("minimind.train:DataParallel", "the rows"),
+        "ddp": Plugin("minimind.parallel:DDP", "the rows"),
         "fsdp": Plugin("minimind.parallel:FSDP", "the rows, the weights and the optimizer state"),
         "deepspeed": Plugin("minimind.parallel:DeepSpeed", "what DeepSpeed's settings say"),
     },

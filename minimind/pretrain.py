@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEXT_SAMPLES', 'PRETRAIN', 'TextConfig', 'PretrainConfig', 'fitting_vocabulary', 'sharing', 'make_tokenizer',
            'model_shape', 'new_model', 'take_bytes', 'heldout_texts', 'starting_point', 'cut_if_few', 'fit_to_text',
-           'training_split', 'run']
+           'training_split', 'text_store', 'run']
 
 # %% ../nbs/21_pretrain.ipynb #9f1de0a3
 import itertools
@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 
 from .checkpoint import checkpoints, newest_run
 from .core import seed_everything, write_text
-from .data import ONE_IN, PackedBatches, build_store, heldout_share, is_jsonl, open_texts
-from .data import read_documents
+from .data import ONE_IN, REUSED, PackedBatches, TokenStore, fitted_tokenizer, heldout_share
+from .data import is_jsonl, open_texts, read_documents, run_cache, run_store
 from .evaluate import bits_per_byte
 from .hub import load_config
 from .log import Shown
@@ -140,7 +140,7 @@ def make_tokenizer(
     if not cfg.fresh and checkpoints(out) and (out / "tokenizer.json").exists():
         return Tokenizer.from_file(out)
     size = cfg.vocab_size or fitting_vocabulary(files)
-    return Tokenizer.train(read_documents(files, split, **sharing(cfg)), size)
+    return fitted_tokenizer(files, size, split, run_cache(out), **sharing(cfg))
 
 # %% ../nbs/21_pretrain.ipynb #aef8b10b
 def model_shape(cfg: StageConfig) -> ModelConfig:  # with `model`
@@ -285,6 +285,18 @@ def training_split(
         return None
     return "train"
 
+# %% ../nbs/21_pretrain.ipynb #5906bbb0
+def text_store(
+    cfg: PretrainConfig,
+    files: list[Path],
+    split: str | None,  # as in `read_documents`
+    tokenizer: Tokenizer,
+    folder: Path,  # of the run, which refers to the store
+) -> TokenStore:
+    "The tokens of the training files."
+    options = dict(split=split, **sharing(cfg), progress=sys.stderr.isatty())
+    return run_store(files, tokenizer, folder / "store", **options)
+
 # %% ../nbs/21_pretrain.ipynb #b6a28e88
 def run(
     cfg: PretrainConfig,
@@ -298,10 +310,11 @@ def run(
         split = training_split(cfg, files, heldout)
         texts = heldout_texts(cfg, files, heldout) if heldout or split else {}
         model, tokenizer = starting_point(cfg, files, split)
-        options = dict(split=split, **sharing(cfg), progress=sys.stderr.isatty())
-        store = build_store(files, tokenizer, folder / "store", **options)
+        store = text_store(cfg, files, split, tokenizer, folder)
         batches = PackedBatches(store, cfg.seq_len, cfg.batch_size, cfg.seed)
         print(data_line(batches))
+        if store.reused:
+            print(REUSED)
         if not texts and cfg.eval_bytes:
             print(NOTHING_HELD_OUT)
 

@@ -30,6 +30,7 @@ from .data import check_unicode, file_sha256, map_by_length, pad
 from .evaluate import answers_row
 from .hub import load_config, load_weights, model_tensors, read_tensors, save_pretrained
 from .hub import weight_files, write_tensors
+from .losses import final_states, located
 from .model import MiniMind
 from .tokenizer import Tokenizer
 
@@ -413,12 +414,19 @@ class RewardModel(nn.Module):
         segment_ids: torch.Tensor | None = None,  # `(B, T)`, 0 where there is filling
     ) -> torch.Tensor:  # rewards `(B,)`, float32
         # causal: no token sees the filling behind it
-        hidden = self.model(input_ids)
-        if segment_ids is None:
-            last = torch.full_like(input_ids[:, 0], input_ids.shape[1] - 1)
-        else:
+        return self.judge(self.model(input_ids), segment_ids)
+
+    def judge(
+        self,
+        hidden: torch.Tensor,  # `(B, T, D)` final states
+        segment_ids: torch.Tensor | None,  # as in `forward`
+    ) -> torch.Tensor:  # rewards `(B,)`, float32
+        "What the states at each row's last token say."
+        B, T, _ = hidden.shape
+        last = torch.full((B,), T - 1, device=hidden.device)
+        if segment_ids is not None:
             last = (segment_ids > 0).sum(1) - 1
-        rows = torch.arange(len(hidden), device=hidden.device)
+        rows = torch.arange(B, device=hidden.device)
         return self.value_head(hidden[rows, last])[:, 0].float()
 
 # %% ../nbs/32_rewards.ipynb #5276f7a5
@@ -441,8 +449,9 @@ def preference_reward_loss(
     batch: dict[str, torch.Tensor],  # from `dpo.PairBatches`: the chosen answer first
 ) -> tuple[torch.Tensor, int, dict[str, torch.Tensor]]:  # loss sum, number of pairs, metrics
     "`reward_loss` in the form that the training loop takes."
-    ids, segments = (batch[k].flatten(0, 1) for k in ("input_ids", "segment_ids"))
-    chosen, rejected = model(ids, segments).unflatten(0, (-1, 2)).T
+    batch = located(batch)
+    hidden, segments = final_states(model.model, batch), batch["segment_ids"].flatten(0, 1)
+    chosen, rejected = model.judge(hidden, segments).unflatten(0, (-1, 2)).T
     loss, metrics = reward_loss(chosen, rejected)
     pairs = len(chosen)
     return loss * pairs, pairs, {k: v * pairs for k, v in metrics.items()}

@@ -27,11 +27,10 @@ import torch
 from .chat import encode_chat
 from .core import IGNORE, Stateful, precision
 from .data import Batches, EpochRows, map_by_length, pad
-from .dist import broadcast_object, gather_objects, rank_and_size
+from .dist import broadcast_object, gather_objects, rank_and_size, rows_of_rank
 from .dpo import ReadRows, read_rows
 from .generate import decode_steps, stop_ids
-from .log import count_tokens
-from .losses import lm_logprobs
+from .losses import final_states, lm_logprobs, located
 from .model import MiniMind
 from .rewards import RewardMix, parse_reward, prompt_messages
 from .stage import StageConfig
@@ -258,8 +257,9 @@ def rollout_logps(
     | None = None,  # for the logits of the routers, as in `MiniMind.hidden`
 ) -> torch.Tensor:  # `(N, T-1)`, 0 outside the completions
     "Log-probability of each token of the completions, as the learner computes it."
-    inputs = dict(input_ids=batch["input_ids"], routers=routers)
-    return lm_logprobs(model, batch["labels"], temperature=temperature, **inputs)
+    batch = located(batch)
+    hidden, head = final_states(model.hidden, batch, routers), model.lm_head.weight
+    return lm_logprobs(hidden, batch["labels"], head, temperature, learned=batch.learned)
 
 # %% ../nbs/33_rollout.ipynb #46b9d9b8
 @torch.no_grad()
@@ -276,8 +276,7 @@ def score_rows(
     lengths = (batch["segment_ids"] > 0).sum(1).tolist()
 
     def score(rows):  # list of numbers
-        part = cut_rows(batch, torch.tensor(rows))
-        part = {k: v.to(device) for k, v in part.items()}
+        part = located(cut_rows(batch, torch.tensor(rows))).to(device)
         with precision(device, dtype):
             return rollout_logps(model, part, temperature).float().cpu()
 
@@ -688,30 +687,30 @@ class RolloutBatches(Batches, RolloutState):
         cfg, rows = self.cfg, len(self.rollout["rewards"])
         return shuffled_part(rows, [cfg.seed, 2, self.number], cfg.updates, step % cfg.updates)
 
-    def at(self, step: int) -> dict[str, torch.Tensor]:
-        """The batch of an optimizer step; at the first of a rollout the rollout is drawn, with the
-        weights as they are. Raises `RewardError`, and what the engine raises."""
+    def at(self, step: int, rank: int = 0, world_size: int = 1) -> dict[str, torch.Tensor]:
+        "Rows of a step; the first of a rollout draws it. Raises `RewardError`, and the engine's."
         if not self.holds(step):
-            number = step // self.cfg.updates
-            self.rollout, self.measured = self.maker.make(number)
+            self.rollout, self.measured = self.maker.make(number := step // self.cfg.updates)
             self.number = number
-        batch = cut_rows(self.rollout, self.rows_of(step))
+        numbers, idle = rows_of_rank(self.rows_of(step), rank, world_size)
+        batch = cut_rows(self.rollout, numbers) | idle
         if self.cfg.mask_truncated_completions:
             batch["labels"] = without_truncated(batch)
-        self.handed_out = count_tokens(batch), time.perf_counter()
+        self.handed_out = time.perf_counter()
         return batch
 
     def observe(self, result: StepResult) -> None:  # of the step on the last batch
-        tokens, since = self.handed_out
-        speed = tokens / (time.perf_counter() - since)
-        self.measured = self.measured | {"update_tokens_per_second": speed}
+        speed = result.tokens / (time.perf_counter() - self.handed_out)
+        self.measured |= {"update_tokens_per_second": speed}
 
     def numbers(self) -> dict[str, float]:
         return self.measured
 
-    def sources(self, step: int) -> list[str]:  # of the rollout in hand
-        rows = self.rollout["prompt"][self.rows_of(step)].tolist() if self.holds(step) else []
-        return [self.prompts[i].where for i in rows]
+    def sources(self, step: int, rank: int = 0, world_size: int = 1) -> list[str]:
+        if not self.holds(step):
+            return []
+        own = self.rollout["prompt"][rows_of_rank(self.rows_of(step), rank, world_size)[0]]
+        return [self.prompts[i].where for i in own.tolist()]
 
     def fingerprint(self) -> dict[str, Any]:
         return self.prompts.fingerprint() | self.maker.reward.fingerprint()

@@ -34,21 +34,24 @@ def rope_tables(
     max_len: int,  # number of positions
     theta: float = 1e6,  # see `rope_frequencies`
     scaling: dict[str, Any] | None = None,  # how to stretch, see `check_scaling`; None: not at all
-) -> tuple[torch.Tensor, torch.Tensor]:  # cos, sin, `(max_len, Dh)` float32, second half as first
+) -> tuple[torch.Tensor, torch.Tensor]:  # cos, signed sin, `(max_len, Dh)` float32
     """Cosines and sines of position · frequency for the positions 0 … max_len-1, in the half-split
-    layout, times the attention factor of `scaling`."""
+    layout, times the attention factor of `scaling`. The halves of cos are equal; the first half of
+    sin is minus the second."""
     inv_freq, attention_factor = rope_frequencies(head_dim, theta), 1.0
     if scaling:
         inv_freq, attention_factor = scaled_frequencies(head_dim, theta, scaling)
     angles = torch.outer(torch.arange(max_len, dtype=torch.float32), inv_freq)
     angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos() * attention_factor, angles.sin() * attention_factor
+    cos, sin = angles.cos() * attention_factor, angles.sin() * attention_factor
+    half = head_dim // 2
+    return cos, torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)
 
 # %% ../nbs/07_rope.ipynb #5a2f90d3
 def apply_rope(
     x: torch.Tensor,  # queries or keys `(B, T, H, Dh)`, `Dh` even
     cos: torch.Tensor,  # cosines of the T positions, `(T, Dh)` or one table per row `(B, T, Dh)`
-    sin: torch.Tensor,  # sines, same shape; both float32
+    sin: torch.Tensor,  # signed sines, same shape; both float32, from `rope_tables`
 ) -> torch.Tensor:  # rotated `x`, same shape and dtype
     """Rotate each feature pair `(i, i + Dh/2)` of `x` by its position's angle (RoFormer eq. 34,
     half-split layout). Raises `ValueError` if `Dh` is odd or the tables do not fit."""
@@ -59,10 +62,8 @@ def apply_rope(
             f"x has {T} positions of {Dh} features, but the tables are {tuple(cos.shape)}: slice "
             f"them to (…, {T}, {Dh})"
         )
-    half = Dh // 2
-    # the sign goes on the small table, not on x
-    sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-    turned = torch.addcmul(x * cos.unsqueeze(-2), x.roll(half, dims=-1), sin.unsqueeze(-2))
+    partner = x.roll(Dh // 2, dims=-1)
+    turned = torch.addcmul(x * cos.unsqueeze(-2), partner, sin.unsqueeze(-2))
     return turned.to(x.dtype)
 
 # %% ../nbs/07_rope.ipynb #8c9db2b0

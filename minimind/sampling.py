@@ -53,6 +53,19 @@ def warp_logits(
         logits = keep_top_p(logits, top_p)
     return logits
 
+# %% ../nbs/10_sampling.ipynb #64d5d178
+def _check_finite(numbers):
+    if not bool(numbers.isfinite().all()):
+        raise ValueError("the model's logits are not finite: its weights are broken")
+
+
+def _first_beyond(running, goal, probs):  # `(B, V)`, `(B, 1)`, `(B, V)`
+    "The first token beyond the goal that can be drawn, `(B, 1)`; the last one if there is none."
+    drawable = probs > 0
+    beyond = drawable & (running > goal)
+    last = probs.shape[-1] - 1 - drawable.flip(-1).int().argmax(-1, keepdim=True)
+    return torch.where(beyond.any(-1, keepdim=True), beyond.int().argmax(-1, keepdim=True), last)
+
 # %% ../nbs/10_sampling.ipynb #25bf53f8
 def draw_next(
     logits: torch.Tensor,  # `(B, V)`
@@ -65,19 +78,24 @@ def draw_next(
     uniform number. Log-probabilities are those of the distribution that was drawn from. Raises
     `ValueError` for logits that are not finite."""
     if temperature == 0:
+        best = logits.argmax(-1, keepdim=True)
+        _check_finite(logits.gather(1, best))
         # nothing else could have been drawn: log 1
-        return logits.argmax(-1), logits.new_zeros(len(logits), dtype=torch.float32)
+        return best[:, 0], logits.new_zeros(len(logits), dtype=torch.float32)
     if uniform is None:
         uniform = torch.rand(len(logits)).to(logits.device)
     # relative to the likeliest token; to divide by their sum would be one more pass over (B, V)
     probs = warp_logits(logits, temperature, top_k, top_p).exp_()
     running = probs.cumsum(-1)
     total = running[:, -1:]
-    if not bool(total.isfinite().all()):
-        raise ValueError("the model's logits are not finite: its weights are broken")
-    tokens = torch.searchsorted(running, uniform[:, None] * total, right=True)
-    logps = (probs.gather(1, tokens) / total).log()
-    return tokens[:, 0], logps[:, 0]
+    goal = uniform[:, None] * total
+    tokens = torch.searchsorted(running, goal, right=True).clamp_(max=probs.shape[-1] - 1)
+    picked = probs.gather(1, tokens)
+    if not bool((total.isfinite() & (picked > 0)).all()):
+        _check_finite(total)
+        tokens = torch.where(picked > 0, tokens, _first_beyond(running, goal, probs))
+        picked = probs.gather(1, tokens)
+    return tokens[:, 0], (picked / total).log()[:, 0]
 
 # %% ../nbs/10_sampling.ipynb #eba5011e
 def sample_next(

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['NEWEST', 'SMALL', 'FEW', 'NOTHING_HELD_OUT', 'FileConfig', 'StageConfig', 'closing_lines', 'Rung', 'Stage',
            'register', 'find_stage', 'format_ranks', 'memory_bytes', 'plan', 'format_plan', 'check_length', 'load_init',
-           'settled', 'check_start', 'work_folder', 'chosen', 'few_steps', 'data_line', 'run_stage',
-           'stage_fingerprint', 'compile_layers', 'prepare_model', 'make_saver', 'listening', 'strategy_name']
+           'settled', 'fast', 'check_start', 'work_folder', 'chosen', 'few_steps', 'data_line', 'run_stage',
+           'stage_fingerprint', 'CompiledBlock', 'compile_layers', 'compiled_line', 'prepare_model', 'make_saver',
+           'listening', 'strategy_name']
 
 # %% ../nbs/20_stage.ipynb #5af06786
 import copy
+import functools
 import os
 import shutil
 import socket
@@ -27,11 +29,12 @@ from torch import nn
 from .checkpoint import Checkpointer, ModelFolder, RunFolder, checkpoint_bytes, checkpoints
 from .checkpoint import is_finished, newest_run, refuse_changes, run_lock, run_settings
 from .checkpoint import run_state
-from .core import Stateful, get_device, get_dtype, sample
+from .core import Stateful, fastest_dtype, get_device, get_dtype, sample
 from .data import ONE_IN, Batches, PackedBatches, file_sha256
 from .dist import all_gather, main_process_done, process_group, rank_and_size, sharded_state
 from .hub import load_pretrained
-from .log import LogListener, format_seconds
+from .log import LogListener, format_seconds, say, wrap
+from .losses import logits_chunk
 from .model import Backbone, Block, MiniMind, ModelConfig, flops_per_token, num_parameters
 from .plugins import load_plugin, register_plugin
 from .tokenizer import Tokenizer
@@ -167,9 +170,9 @@ def _kept_numbers(c, cfg):  # `ModelConfig`, `TrainConfig`
     return c.num_hidden_layers * layer
 
 # %% ../nbs/20_stage.ipynb #c6e5253c
-def _backward_bytes(c, cfg, dtype, tokens):  # of a micro-batch
+def _backward_bytes(c, cfg, dtype, tokens, device):  # tokens of a micro-batch
     "What the backward pass keeps, a chunk of logits twice, and the head's gradient."
-    logits = 8 * min(tokens, 1024) * c.vocab_size
+    logits = 8 * min(tokens, logits_chunk(c.vocab_size, torch.device(device))) * c.vocab_size
     head = 4 * c.vocab_size * c.hidden_size
     return tokens * _kept_numbers(c, cfg) * dtype.itemsize + logits + head
 
@@ -223,6 +226,7 @@ def memory_bytes(
     trained: int | None = None,  # parameters that are trained, if not all
     sequences: int = 1,  # rows of tokens that a row of a batch holds: 2 for a pair
     size: int = 1,  # processes
+    device: str = "cpu",  # on which kind of device
 ) -> dict[str, int]:  # weights, gradients, optimizer, working
     """Estimated memory of training's tensors in one process: float32 weights, gradients and
     optimizer state, and the larger of what backward keeps and what the step needs. A process holds
@@ -230,7 +234,7 @@ def memory_bytes(
     P = num_parameters(config)
     share = 1.0 if trained is None else trained / P
     rows = min(cfg.micro_batch_size, -(-cfg.batch_size // size))
-    backward = _backward_bytes(config, cfg, dtype, sequences * rows * cfg.seq_len)
+    backward = _backward_bytes(config, cfg, dtype, sequences * rows * cfg.seq_len, device)
     step = round(_muon_bytes(config) * share) if cfg.optimizer == "muon" else 0
     shared = sharded_state(cfg)
     cut = {kind: size if kind in shared else 1 for kind in ("weights", "gradients", "optimizer")}
@@ -257,7 +261,7 @@ def plan(
     and, if `timed`, seconds."""
     config, steps, size = model.config, total_steps(cfg, batches), rank_and_size()[1]
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    memory = memory_bytes(config, cfg, dtype, trained, batches.sequences, size)
+    memory = memory_bytes(config, cfg, dtype, trained, batches.sequences, size, device.type)
     memory["weights"] = _held_bytes(model) // (size if "weights" in sharded_state(cfg) else 1)
     numbers = dict(
         parameters=max(num_parameters(config), trained),
@@ -282,7 +286,7 @@ def plan(
 def format_plan(
     p: dict[str, Any],  # what `plan` returned
 ) -> str:
-    "The plan as two lines of text."
+    "The plan as two lines of text, and one for the time if that is known."
     part = "" if p["trained"] == p["parameters"] else f", {p['trained']:,} of them trained,"
     each = f" in each of {p['processes']} processes" if p["processes"] > 1 else ""
     where = f"on {p['device']} in {p['dtype']}, about {p['memory'] / 2**20:,.0f} MiB{each}"
@@ -290,7 +294,7 @@ def format_plan(
     if "tokens" in p:
         work = f" = {p['tokens']:,} tokens (rows {p['fill']:.1%} full), {p['flops']:.2e} FLOPs"
     if "seconds" in p:
-        clock = f", about {format_seconds(p['seconds'])}"
+        clock = f"\nabout {format_seconds(p['seconds'])}"
     steps = f"{p['steps']:,} steps = {p['epochs']:.2f} epochs{work}{clock}"
     return f"{p['parameters']:,} parameters{part} {where}\n{steps}"
 
@@ -389,7 +393,28 @@ def settled(cfg: StageConfig) -> StageConfig:
             cfg = replace(cfg, **{name: value})
         except ValueError:  # it would have no effect, and so it may stay open
             pass
-    return cfg
+    # a run goes on in its precision
+    return replace(cfg, dtype=then.get("dtype", "auto")) if cfg.dtype == "auto" else cfg
+
+
+@functools.cache
+def _say_once(text):
+    say(text)
+
+
+def fast(cfg: StageConfig) -> StageConfig:
+    """The config with `dtype="auto"` made what is fastest here, by a short trial, which is said.
+    For the command line: whoever calls `run` himself gets float32 on every processor, and so the
+    same numbers. A run that goes on keeps its own."""
+    if cfg.dtype != "auto" or (not cfg.fresh and run_state(cfg.out).get("settings")):
+        return cfg
+    device = get_device(cfg.device)
+    dtype = fastest_dtype(device)
+    if dtype == get_dtype(device):
+        return cfg
+    name = str(dtype).removeprefix("torch.")
+    _say_once(f"computing in {name}: faster on this {device.type} (--dtype float32 does not)")
+    return replace(cfg, dtype=name)
 
 # %% ../nbs/20_stage.ipynb #d382cec1
 def check_start(cfg: TrainConfig) -> None:
@@ -522,6 +547,22 @@ def data_line(batches: PackedBatches) -> str:
         out += "; left out: " + ", ".join(f"{n:,} × {why}" for why, n in left_out.items())
     return out
 
+# %% ../nbs/20_stage.ipynb #1c5cc82b
+def _say_plan(numbers):
+    say(*(line for text in format_plan(numbers).splitlines() for line in wrap(text)))
+
+
+def _say_ranks(cfg, device):
+    if rank_and_size()[1] > 1:
+        print(format_ranks(cfg, device))
+    return {}
+
+
+def _make_strategy(model, cfg, dtype):
+    strategy = load_plugin("strategy", strategy_name(cfg)).build(model, cfg)
+    strategy.compute_in(dtype, cfg.micro_batch_size * cfg.seq_len)
+    return strategy
+
 # %% ../nbs/20_stage.ipynb #20376055
 def run_stage(
     cfg: StageConfig,
@@ -547,21 +588,21 @@ def run_stage(
     prepare_model(model.to(device), cfg)
     if few := few_steps(cfg, model, batches, loss_fn, device, dtype):
         print(few)
-    print(format_plan(plan(model, batches, cfg, device, dtype, loss_fn, frozen_models, dry_run)))
-    if dry_run and rank_and_size()[1] > 1:
-        print(format_ranks(cfg, device))
+    _say_plan(plan(model, batches, cfg, device, dtype, loss_fn, frozen_models, dry_run))
     if dry_run:
-        return {}
-    strategy = load_plugin("strategy", strategy_name(cfg)).build(model, cfg)
+        return _say_ranks(cfg, device)
+    strategy = _make_strategy(model, cfg, dtype)
     fingerprint = {"stage": desc} | stage_fingerprint(cfg, model, tokenizer, batches, dtype)
     folder = folder or ModelFolder(model, tokenizer)
     saver = make_saver(cfg, folder, stateful or {}, fingerprint, strategy)
     measure = evaluate and (lambda: evaluate(model))
+    speak = partial(sample_text, model, tokenizer, cfg)
     with listening(cfg, saver.settings, desc) as listener:
-        return fit(
-            *(model, batches, loss_fn, strategy.optimizers, cfg, dtype, saver),
-            *(measure, desc, strategy, listener, partial(sample_text, model, tokenizer, cfg)),
-        )
+        beside = saver, measure, desc, strategy, listener, speak
+        last = fit(model, batches, loss_fn, strategy.optimizers, cfg, dtype, *beside)
+    if line := compiled_line(model):
+        print(line)
+    return last
 
 # %% ../nbs/20_stage.ipynb #8ecad4f3
 def stage_fingerprint(
@@ -585,19 +626,59 @@ def stage_fingerprint(
     return out | _digests(cfg)
 
 # %% ../nbs/20_stage.ipynb #39bf9084
-def compile_layers(model: nn.Module) -> None:
-    """`torch.compile` each layer, in place. Where that can't be done, it says why, and the layers
-    run as they are."""
+class CompiledBlock:
+    """A block's training path, compiled; evaluation and sampling don't come here. If that fails,
+    or would be done over and over again, it says so, and the block runs as it is from then on."""
+
+    variants: int = 32  # programs for rows of different form that all blocks of a model may need
+
+    def __init__(self, block: Block) -> None:
+        # seconds to import, for those who compile
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+        self.failures = TorchDynamoException, FailOnRecompileLimitHit
+        self.block, self.program = block, torch.compile(block)
+
+    def __call__(self, *inputs: Any) -> Any:
+        if self.program is None:
+            return self.block(*inputs)
+        limits = dict(recompile_limit=self.variants, fail_on_recompile_limit_hit=True)
+        try:
+            with torch._dynamo.config.patch(**limits):
+                return self.program(*inputs)
+        except self.failures as e:
+            why = str(e).strip().splitlines()[0][:100]
+            say(*wrap(f"compile: a layer runs as it is from now on ({type(e).__name__}: {why})"))
+            self.program = None
+            return self.block(*inputs)
+
+
+def _why_not_compiled(device):
+    "What keeps this machine from compiling, in words; nothing if it can."
     try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(4, device=next(model.parameters()).device))
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(4, device=device))
     except Exception as e:
-        why = str(e).strip().splitlines()[-1][:150]
-        print(f"compile: not possible here, going on without ({type(e).__name__}: {why})")
+        return f"{type(e).__name__}: {str(e).strip().splitlines()[-1][:150]}"
+    return ""
+
+# %% ../nbs/20_stage.ipynb #8d0f0f50
+def compile_layers(model: nn.Module) -> None:
+    """`torch.compile` each layer for training. Where that can't be done, it says why, and the
+    layers run as they are."""
+    if why := _why_not_compiled(next(model.parameters()).device):
+        print(f"compile: not possible here, going on without ({why})")
         return
-    torch._dynamo.config.suppress_errors = True  # what can't be compiled later runs as it is
-    for block in model.modules():
-        if isinstance(block, Block):
-            block.compile()
+    for part in model.modules():
+        if isinstance(part, Backbone):
+            part.compiled = [CompiledBlock(block) for block in part.layers]
+
+
+def compiled_line(model: nn.Module) -> str:
+    "How many layers run compiled; nothing if none was asked to."
+    parts = [part for part in model.modules() if isinstance(part, Backbone) and part.compiled]
+    blocks = [block for part in parts for block in part.compiled]
+    good = sum(block.program is not None for block in blocks)
+    return f"compiled: {good} of {len(blocks)} layers" if blocks else ""
 
 
 def prepare_model(model: nn.Module, cfg: TrainConfig) -> None:
@@ -618,6 +699,8 @@ def make_saver(
 ) -> Checkpointer:
     "The checkpointer of a run. Warns if the disk is too small for the checkpoints to come."
     stateful = {"optimizer": strategy.optimizers, **stateful}
+    if strategy.scaler is not None:
+        stateful["loss_scaler"] = strategy.scaler
     saver = Checkpointer(folder, stateful, cfg, fingerprint, strategy)
     all_gather(None)  # what a killed run has left is cleaned up before anybody reads
     with strategy.unsharded():

@@ -404,7 +404,8 @@ def _read_folder(path, build):
 def _encode(backend, text):
     "The ids of one text, with nothing added."
     try:
-        return backend.encode(text, add_special_tokens=False).ids
+        # for short texts too the quicker door: it does not count characters
+        return backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
     except (TypeError, UnicodeError):
         _utf8(text, 0)
         raise
@@ -454,18 +455,50 @@ def _load(json_text):
     return backend
 
 
-def _fingerprint(json_text):
-    "A hash of the description that does not depend on how its JSON is laid out."
-    canonical = json.dumps(json.loads(json_text), sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
 def _is_utf8(data):
     try:
         data.decode()
     except UnicodeDecodeError:
         return False
     return True
+
+# %% ../nbs/02_tokenizer.ipynb #723c81c1
+# what decides about ids in the parts we know, and what the library does where a file is silent
+_DECIDES: dict[str, dict[str, Any]] = {
+    "BPE": dict.fromkeys(
+        "dropout unk_token continuing_subword_prefix end_of_word_suffix fuse_unk byte_fallback "
+        "ignore_merges vocab merges".split()
+    ),
+    "Unigram": dict.fromkeys(("unk_id", "byte_fallback", "vocab")),
+    "ByteLevel": {"add_prefix_space": True, "use_regex": True},
+    "Split": dict.fromkeys(("pattern", "behavior", "invert")),
+}
+
+
+def _account(part):  # of the description of a tokenizer
+    "The same for all descriptions that do the same."
+    if isinstance(part, list):
+        return [_account(p) for p in part]
+    if not isinstance(part, dict):
+        return part
+    known = _DECIDES.get(str(part.get("type")))
+    if known:
+        part = {"type": part["type"]} | {k: part.get(k, usual) for k, usual in known.items()}
+    said = {k: v for k, v in part.items() if v is not None and v is not False and v != []}
+    return {k: v if k == "vocab" else _account(v) for k, v in said.items()}
+
+
+def _fingerprint(json_text):  # of a `tokenizer.json`
+    "A hash of all that decides about ids, in whatever words it is described."
+    spec = json.loads(json_text)
+    merges = spec["model"].get("merges") or []
+    pairs = [m.split(" ") if isinstance(m, str) else m for m in merges]
+    model = spec["model"] | {"merges": pairs}
+    added = sorted(spec.get("added_tokens", []), key=lambda token: token["id"])
+    parts = [model, added, spec.get("normalizer"), spec.get("pre_tokenizer")]
+    written = json.dumps(_account(parts), sort_keys=True)
+    # an older version of ours hashed the file itself, and wrote no "v2"
+    return f"v2:{hashlib.sha256(written.encode()).hexdigest()}"
 
 # %% ../nbs/02_tokenizer.ipynb #4094c968
 class Vocabulary:

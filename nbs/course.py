@@ -7,6 +7,8 @@ import html
 import io
 import itertools
 import json
+import os
+import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -16,6 +18,12 @@ from torch.nn import functional as F
 from minimind.core import sample
 from minimind.model import MiniMind, ModelConfig
 from minimind.tokenizer import Tokenizer
+
+# a chapter shows the same numbers on every machine, whatever its processor is fastest at
+os.environ.setdefault("MINIMIND_DTYPE", "float32")
+# and tokenises for itself, not out of what other runs have left
+_cache = tempfile.TemporaryDirectory()
+os.environ.setdefault("MINIMIND_CACHE", _cache.name)
 
 
 def read_sample(name):  # a file in data_samples/, with a "text" in each line

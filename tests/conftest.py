@@ -1,13 +1,19 @@
-"""What every test may rely on: no network, no window, one size, repeatable examples, and an answer
-to the markers."""
+"""What every test may rely on: no network, no window, one size, one precision, repeatable examples,
+and an answer to the markers."""
 
 import os
+import tempfile
 
 # a test that would download fails at once instead of hanging
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["MINIMIND_SIZE"] = "ci"
+# nothing is written to, and nothing taken from, what the user has in his cache
+_cache = tempfile.TemporaryDirectory(prefix="minimind-cache-")
+os.environ["MINIMIND_CACHE"] = _cache.name
+# a processor with bfloat16 would train in that
+os.environ["MINIMIND_DTYPE"] = "float32"
 
 import pytest
 from hypothesis import settings

@@ -13,6 +13,7 @@ from collections import namedtuple
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -418,6 +419,87 @@ def test_files_that_were_moved_are_told_by_their_content(tmp_path):
         )
 
 
+def made(run, step):
+    (run / "trainer" / f"step-{step:08d}").mkdir(parents=True, exist_ok=True)
+
+
+@pytest.mark.parametrize(
+    "then, now, says",
+    [
+        (dict(epochs=2.0), dict(epochs=5.0), ""),
+        (dict(steps=20), dict(steps=50), ""),
+        (dict(steps=20), dict(epochs=9.0), ""),
+        # a stretch that is planned shorter, but not than what was made
+        (dict(steps=40), dict(steps=20), ""),
+        (dict(steps=40), dict(steps=19), "It can be given more steps than it has made"),
+        # a warm-up that was cut to a fifth must stay as it was
+        (dict(steps=20, warmup=30), dict(steps=50, warmup=30), "with --warmup 4 as it had"),
+        (dict(steps=20, warmup=30), dict(steps=50, warmup=4), ""),
+        (dict(steps=20, warmup=3), dict(steps=50, warmup=3), ""),
+        (dict(steps=20, warmup=3), dict(steps=20, warmup=2), "Use the same settings"),
+        (dict(steps=20), dict(steps=50, lr=0.5), "Use the same settings"),
+        # what falls towards its end can't have another end
+        (dict(steps=20, schedule="cosine"), dict(steps=50, schedule="cosine"), "--init .*a --out"),
+        (dict(epochs=2.0, schedule="linear"), dict(epochs=3.0, schedule="linear"), "--init .*a"),
+    ],
+)
+def test_a_finished_run_can_be_longer_where_its_past_would_be_the_same(tmp_path, then, now, says):
+    run, usual = tmp_path / "a", dict(steps=0, epochs=1.0, warmup=0, schedule="constant")
+    made(run, 20)
+    was, cfg = (settings(run, **usual | changes) for changes in (then, now))
+    before, after = (checkpoint.run_settings(c, steps_per_epoch=10) for c in (was, cfg))
+    if says:
+        with pytest.raises(SettingsChanged, match=says):
+            refuse_changes(run, before, after, cfg)
+    else:
+        refuse_changes(run, before, after, cfg)
+        assert checkpoint.run_total(after) >= 20
+
+
+def test_another_numpy_counts_only_if_it_draws_another_order(tmp_path):
+    cfg = settings(tmp_path)
+    now = checkpoint.run_settings(cfg)
+    order, version = now["numpy_order"].split(" ", 1)
+    assert version == f"(numpy {np.__version__})"
+    refuse_changes("run", now | {"numpy_order": f"{order} (numpy 1.26.4)"}, now, cfg)
+    with pytest.raises(SettingsChanged, match="numpy_order was 'f00 .numpy 1.26.4.', is '"):
+        refuse_changes("run", now | {"numpy_order": "f00 (numpy 1.26.4)"}, now, cfg)
+    # an older run, which did not remember it, goes on
+    refuse_changes("run", {k: v for k, v in now.items() if k != "numpy_order"}, now, cfg)
+
+
+def test_the_order_of_the_data_is_what_is_remembered(monkeypatch):
+    "If numpy drew other permutations, the digest would be another one."
+    was = checkpoint.numpy_order()
+
+    class Other:
+        def __init__(self, seed):
+            self.drawn = np.random.Generator(np.random.MT19937(0))
+
+        def __getattr__(self, name):
+            return getattr(self.drawn, name)
+
+    monkeypatch.setattr(np.random, "default_rng", Other)
+    assert checkpoint.numpy_order().split()[0] != was.split()[0]
+
+
+def test_a_fingerprint_of_an_older_version_does_not_stop_a_run(tmp_path):
+    cfg, now = settings(tmp_path), {"tokenizer_fingerprint": "v2:" + "a" * 64}
+    refuse_changes("run", {"tokenizer_fingerprint": "b" * 64}, now, cfg)
+    with pytest.raises(SettingsChanged, match="tokenizer_fingerprint was 'v2:bbbbbbbb…', is"):
+        refuse_changes("run", {"tokenizer_fingerprint": "v2:" + "b" * 64}, now, cfg)
+    with pytest.raises(SettingsChanged, match="tokenizer_fingerprint was"):
+        refuse_changes("run", {"tokenizer_fingerprint": "v2:" + "b" * 64}, {}, cfg)
+
+
+def test_more_end_tokens_than_an_older_version_kept_are_the_same_model(tmp_path):
+    cfg, shape = settings(tmp_path), {"hidden_size": 8, "eos_token_id": 2}
+    refuse_changes("run", {"config": shape}, {"config": shape | {"eos_token_id": [2, 7]}}, cfg)
+    for other in ({"eos_token_id": [3, 7]}, {"eos_token_id": [2, 7], "hidden_size": 9}):
+        with pytest.raises(SettingsChanged, match="config was"):
+            refuse_changes("run", {"config": shape}, {"config": shape | other}, cfg)
+
+
 def test_a_copy_kept_under_another_name_is_left_alone(tmp_path, tokenizer):
     train(tokenizer, tmp_path, steps=2)
     shutil.copytree(
@@ -479,7 +561,7 @@ def test_config_in_the_style_of_transformers_4():
         c.eos_token_id,
         c.head_dim,
         c.rms_norm_eps,
-    ) == (5e5, False, True, 2, 16, 1e-5)
+    ) == (5e5, False, True, (2, 7), 16, 1e-5)
 
 
 def test_absent_keys_mean_what_they_mean_to_transformers():
@@ -744,10 +826,11 @@ class Rows(Batches):
     def fingerprint(self):
         return {"data_sha256": f"that of {self.rows} rows"}
 
-    def at(self, step):
+    def at(self, step, rank=0, world_size=1):
         ids = torch.randint(
             0, self.V, (self.rows, 16), generator=torch.Generator().manual_seed(step % 3)
         )
+        ids = ids[rank::world_size]
         return dict(input_ids=ids, labels=ids)
 
 
@@ -1238,9 +1321,9 @@ class Tracker(Batches, Stateful):
     def __init__(self, vocab):
         self.rows, self.seen = Rows(vocab), torch.zeros(())
 
-    def at(self, step):
+    def at(self, step, rank=0, world_size=1):
         self.seen += 1
-        batch = self.rows.at(step)
+        batch = self.rows.at(step, rank, world_size)
         return {k: v.roll(int(self.seen), 1) for k, v in batch.items()}
 
     def state_tensors(self):
@@ -1277,10 +1360,10 @@ class _Until(Batches):
     def __init__(self, batches, steps):
         self.batches, self.steps, self.steps_per_epoch = batches, steps, batches.steps_per_epoch
 
-    def at(self, step):
+    def at(self, step, rank=0, world_size=1):
         if step >= self.steps:
             raise KeyboardInterrupt
-        return self.batches.at(step)
+        return self.batches.at(step, rank, world_size)
 
 
 def test_another_kind_of_folder(tmp_path, tokenizer):

@@ -102,6 +102,8 @@ def test_help(say):
         ("eval", "required: model"),
         ("tokenizer", "required: --data"),
         ("data show", "required: file"),
+        ("data build", "required: FILE"),
+        ("data build tests/../data_samples/sft_skills.jsonl", "conversations need --tokenizer"),
         ("chat runs/ci/sft --model x", "named without a flag, minimind chat FOLDER"),
         ("eval runs/ci/sft --model x", "named without a flag, minimind eval FOLDER"),
         ("bench decod_speed", "did you mean decode_speed?"),
@@ -119,7 +121,7 @@ def test_wrong_usage(say, words, says):
     [
         ("pretrain --data nowhere.txt", "nowhere.txt"),
         ("pretrain --data some.txt --device gpu", "'gpu'"),
-        ("pretrain --data some.txt --dtype float16", "'float16'"),
+        ("pretrain --data some.txt --dtype float64", "'float64'"),
         ("pretrain --data some.txt --model minimind9", "minimind2-small"),
         ("sft --init nowhere", "nowhere"),
         ("eval nowhere", "nowhere is not a model folder: there is no such folder"),
@@ -127,7 +129,9 @@ def test_wrong_usage(say, words, says):
         ("chat -p hi", "there is no chat model in runs/ yet"),
         ("pretrain --data some.txt --deepspeed zero1.json", "recipes/zero1.json"),
         ("recipe minimind2-smal-3090", "did you mean minimind2-small-3090?"),
-        ("data show nowhere.jsonl", "data_samples has"),
+        ("data show nowhere.jsonl", "here or among the samples (`minimind data list` names them)"),
+        ("data show sft_skils.jsonl", "did you mean sft_skills.jsonl"),
+        ("data build nowhere.jsonl", "nowhere.jsonl: there is no such file"),
         ("data show sft_skills.jsonl --tokenizer nowhere", "nowhere"),
         ("tokenizer --data nowhere.txt --out x", "nowhere.txt"),
         ("data show mc_poem.jsonl", "mc_poem.jsonl:1: "),
@@ -484,6 +488,20 @@ def test_data_show(say, tmp_path, monkeypatch):
         assert say("data", "show", name, "--rows", 1)[0] == 0
 
 
+@pytest.mark.parametrize("columns", [40, 80])
+def test_what_is_said_of_errors_fits_a_terminal(say, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for words in ("data show nope", "eval nowhere", "sft --lrr 1", "bench xyzzy"):
+        monkeypatch.setattr(sys, "stderr", err := io.StringIO())
+        plain = say(*words.split())[0] and err.getvalue()
+        monkeypatch.setattr(sys, "stderr", err := io.StringIO())
+        err.isatty = lambda: True
+        say(*words.split())
+        lines = err.getvalue().splitlines()
+        assert max(map(len, lines)) <= columns and len(lines) > 1, err.getvalue()
+        assert err.getvalue().split() == plain.split()
+
+
 def test_data_show_in_colour(tmp_path, monkeypatch):
     (tmp_path / "b.txt").write_text("Some text.\n", encoding="utf-8")
 
@@ -581,6 +599,47 @@ def test_the_same_command_again_changes_nothing(there, say):
         "--batch-size 4 --steps 3".split()
     )
     assert code == 1 and "seq_len" in err
+
+
+def test_what_was_tokenised_beforehand_is_found(there, say, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "80")
+    pretrain = f"pretrain --data book.txt --out {tmp_path / 'new'} --seq-len 64 --dry-run"
+    sft = f"sft --init base --data chats.jsonl --out {tmp_path / 'chat'} --seq-len 128 --dry-run"
+    for build, stage, names in (
+        ("data build book.txt", pretrain, ["texts"]),
+        ("data build chats.jsonl --tokenizer base", sft, ["conversations", "held out"]),
+    ):
+        code, out, err = say(*build.split())
+        assert code == 0 and all(name in out for name in names) and "was there" not in out, err
+        assert max(map(len, out.splitlines()[:1])) <= 80
+        assert say(*build.split())[1].count("was there") == len(names)
+        out = say(*stage.split())[1]
+        assert "taken from the cache" in out
+    made = sorted(p.name for p in (tmp_path / "cache" / "stores").glob("[0-9a-f]*"))
+    assert len(made) == 3
+    held = f"{sft} --heldout held.jsonl"
+    build = "data build chats.jsonl --heldout held.jsonl --tokenizer base"
+    assert "was there" not in say(*build.split())[1]
+    assert "taken from the cache" in say(*held.split())[1]
+    assert sorted(p.name for p in there.iterdir()) == sorted(
+        "base book.txt chats.jsonl held.jsonl tiny tuned".split()
+    )
+
+
+def test_the_stores_can_be_listed(there, say, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / "cache"))
+    code, out, _ = say("data", "stores")
+    assert code == 0 and out.endswith("0.0 kB, stores: 0\n")
+    say("data", "build", "chats.jsonl", "--tokenizer", "base")
+    out = say("data", "stores")[1]
+    assert "chats.jsonl (train)" in out and "chats.jsonl (heldout)" in out and "just now" in out
+    meta = next((tmp_path / "cache" / "stores").glob("*/meta.json"))
+    os.utime(meta, (1, time.time() - 3 * 86_400))
+    out = say("data", "stores", "--unused-for", "2")[1]
+    assert out.count("chats.jsonl") == 1 and "3 days ago" in out
+    assert "stores: 1" in say("data", "stores", "--clear", "--unused-for", "2")[1]
+    assert "stores: 1" in say("data", "stores", "--clear")[1] and not meta.parent.exists()
 
 
 def everything(folder):

@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -74,19 +75,139 @@ def test_a_device_that_is_not_there_is_refused(cards, monkeypatch):
         core.get_device("cuda")
 
 
+cpu, cuda, mps = map(torch.device, ("cpu", "cuda", "mps"))
+
+
 @pytest.mark.parametrize(
     "capability, dtype",
-    [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
+    [
+        ((7, 0), torch.float16),  # V100
+        ((7, 5), torch.float16),  # T4, 2080
+        ((8, 0), torch.bfloat16),
+        ((8, 6), torch.bfloat16),  # 3090
+        ((9, 0), torch.bfloat16),
+    ],
 )
 def test_dtype(monkeypatch, capability, dtype):
+    monkeypatch.delenv("MINIMIND_DTYPE")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert core.get_dtype(torch.device("cuda")) == dtype
-    assert (
-        core.get_dtype(torch.device("cpu")) == core.get_dtype(torch.device("mps")) == torch.float32
-    )
-    assert core.get_dtype(torch.device("cpu"), "bfloat16") == torch.bfloat16
-    with pytest.raises(ValueError, match="'float16'.*bfloat16"):
-        core.get_dtype(torch.device("cpu"), "float16")
+    assert core.get_dtype(cuda) == dtype == core.fastest_dtype(cuda)
+    assert core.has_bfloat16(cuda) == (dtype == torch.bfloat16)
+    assert core.get_dtype(cpu) == core.get_dtype(mps) == torch.float32 == core.fastest_dtype(mps)
+    for name, named in core.DTYPES.items():
+        assert core.get_dtype(cpu, name) == core.get_dtype(cuda, name) == named
+    with pytest.raises(ValueError, match="'float8'.*auto or one of float32, bfloat16, float16"):
+        core.get_dtype(cpu, "float8")
+
+
+def test_the_default_dtype_can_be_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert core.get_dtype(cuda) == torch.float32  # of all tests, see conftest.py
+    monkeypatch.setenv("MINIMIND_DTYPE", "bfloat16")
+    never = pytest.fail
+    for device in (cpu, cuda, mps):
+        assert core.get_dtype(device) == core.fastest_dtype(device, never) == torch.bfloat16
+    assert core.get_dtype(cpu, "float32") == torch.float32
+    monkeypatch.setenv("MINIMIND_DTYPE", "auto")
+    assert core.get_dtype(cpu) == torch.float32
+    monkeypatch.setenv("MINIMIND_DTYPE", "bf16")
+    for ask in (core.get_dtype, core.fastest_dtype):
+        with pytest.raises(ValueError, match="'bf16': choose auto or one of"):
+            ask(cpu)
+
+
+@pytest.fixture
+def trial(monkeypatch):
+    """Pretend that a processor has bfloat16, and takes so many seconds for a pass in it; float32
+    takes one. A clock of our own tells the time, and each reading is late by a little noise."""
+    monkeypatch.setenv("MINIMIND_DTYPE", "")
+    clock, asked, noise = [0.0], [], random.Random(0)
+
+    def pretend(seconds, hardware="avx512_bf16"):
+        def elsewhere(device, dtype):
+            assert torch.get_num_threads() == 1  # several would wait for each other
+            asked.append(dtype)
+            clock[0] += seconds if dtype == torch.bfloat16 else 1.0
+            return real(device, dtype)
+
+        real = core.precision
+        monkeypatch.setattr(core, "precision", elsewhere)
+        monkeypatch.setattr(core.time, "perf_counter", lambda: clock[0] + noise.uniform(0, 0.04))
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, hardware: True})
+        core.bfloat16_gain.cache_clear()
+        return asked
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield pretend
+    torch.set_num_threads(threads)
+    core.bfloat16_gain.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "seconds, dtype",
+    [(0.4, torch.bfloat16), (0.75, torch.bfloat16), (0.9, torch.float32), (2.8, torch.float32)],
+)
+@pytest.mark.parametrize("hardware", ["avx512_bf16", "amx_bf16", "sve_bf16"])
+def test_a_processor_computes_in_what_is_clearly_faster_there(trial, seconds, dtype, hardware):
+    asked = trial(seconds, hardware)
+    assert core.fastest_dtype(cpu) == dtype and torch.get_num_threads() == 2
+    assert core.bfloat16_gain(cpu) == pytest.approx(1 / seconds, rel=0.1)
+    # in turn, the first of each to warm up, and once a process
+    assert asked == [torch.float32, torch.bfloat16] * 6
+    assert core.get_dtype(cpu) == torch.float32  # who does not ask for speed
+
+
+def test_where_there_is_no_bfloat16_nothing_is_tried(trial):
+    assert trial(0.4, "avx512_vnni") == []
+    assert core.fastest_dtype(cpu) == torch.float32 and core.bfloat16_gain(cpu) == 0
+    assert trial(0.4, "avx512_vnni") == []
+
+
+def test_one_slow_pass_does_not_decide(trial, monkeypatch):
+    "Another program took the processor for a while."
+    trial(0.4)
+    passes = iter([1.0, 0.4, 1.0, 9.0, 1.0, 0.4, 8.0, 0.4, 1.0, 7.0, 1.0, 0.4])
+    monkeypatch.setattr(core, "pass_seconds", lambda device, dtype: next(passes))
+    assert core.fastest_dtype(cpu) == torch.bfloat16
+
+
+def test_processes_that_train_together_do_not_disagree(trial, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert trial(0.4) == [] and core.fastest_dtype(cpu) == torch.float32
+
+
+@pytest.mark.parametrize(
+    "device, hardware, given, says",
+    [
+        (cuda, (7, 5), "", "float16 (the card has no bfloat16)"),
+        (cuda, (8, 0), "", "bfloat16 (the card has it)"),
+        (mps, None, "", "float32 (bfloat16 is not in the hardware)"),
+        (cpu, 0.0, "", "float32 (bfloat16 is not in the hardware)"),
+        (cpu, 0.4, "", "float32 (bfloat16 is 0.4 × as fast as float32 here)"),
+        (cpu, 2.3, "", "bfloat16 (bfloat16 is 2.3 × as fast as float32 here)"),
+        (cpu, 2.3, "float32", "float32 (MINIMIND_DTYPE)"),
+    ],
+)
+def test_the_doctor_says_why(monkeypatch, device, hardware, given, says):
+    from minimind import doctor
+
+    monkeypatch.setenv("MINIMIND_DTYPE", given)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: hardware)
+    gain = lambda device: hardware
+    monkeypatch.setattr(doctor, "bfloat16_gain", lambda device: hardware or 0.0)
+    monkeypatch.setattr(doctor, "fastest_dtype", lambda device: core.fastest_dtype(device, gain))
+    assert doctor.describe_dtype(device) == says
+
+
+def test_the_trial_is_short(monkeypatch):
+    "Where the processor has no bfloat16 too; it is slower there."
+    monkeypatch.setattr(core, "has_bfloat16", lambda device: True)
+    core.bfloat16_gain.cache_clear()
+    start = time.process_time()
+    gain = core.bfloat16_gain(cpu)
+    assert gain > 0.01 and time.process_time() - start < 20
+    core.bfloat16_gain.cache_clear()
 
 
 def test_seed():

@@ -4,21 +4,25 @@ counted; memory does not grow with the file."""
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 import minimind
-from minimind.chat import CHAT_TEMPLATE
+from minimind import data
+from minimind.chat import CHAT_TEMPLATE, encode_chat
 from minimind.core import IGNORE, data_dir, sample
 from minimind.data import (
     BadLine,
@@ -30,21 +34,29 @@ from minimind.data import (
     TokenStore,
     batches_by_length,
     build_store,
+    cache_dir,
+    cached_stores,
     chat_row,
     clean_text,
+    clear_cache,
     file_sha256,
+    fitted_tokenizer,
     format_tokens,
     in_heldout,
     manifest,
     map_by_length,
+    open_store,
     open_texts,
     pack_lengths,
     pad,
     read_documents,
+    run_cache,
+    run_store,
     text_row,
 )
 from minimind.losses import causal_lm_loss
 from minimind.model import MiniMind, ModelConfig
+from minimind.pretrain import PretrainConfig, run
 from minimind.tokenizer import Tokenizer
 
 
@@ -236,6 +248,12 @@ def test_ranks_share_a_step(lengths, batch_size, world_size, step):
     shares = [batches.at(step, rank, world_size) for rank in range(world_size)]
     real = [share["input_ids"].tolist() for share in shares if share["segment_ids"].any()]
     assert sorted(sum(real, [])) == sorted(whole)
+    named = [batches.sources(step, rank, world_size) for rank in range(world_size)]
+    assert sorted(sum(named, [])) == sorted(batches.sources(step))
+    for share, names in zip(shares, named):
+        firsts = share["input_ids"][(share["position_ids"] == 0) & (share["segment_ids"] > 0)]
+        # a piece that begins within its document: its first token tells the document all the same
+        assert sorted(f"file:{(int(t) - 1) // 1000 + 1}" for t in firsts) == sorted(names)
     sizes = [len(share["input_ids"]) for share in shares]
     # all have something to compute
     assert max(sizes) - min(sizes) <= 1 and min(sizes) >= 1
@@ -304,8 +322,9 @@ def test_batches_have_defaults():
     assert toy.sources(0) == [] and toy.numbers() == {} == toy.fingerprint()
     assert toy.observe(None) is None and toy.tokens_per_epoch is None
     assert (toy.fill, toy.sequences, toy.steps_per_making, toy.needs_model) == (1.0, 1, 1, False)
+    assert not toy.ahead and toy.sources(0, rank=1, world_size=2) == []
     with pytest.raises(NotImplementedError, match="Toy"):
-        toy.at(0)
+        toy.at(0, rank=1, world_size=2)
 
 
 def test_packed_batches_know_their_data():
@@ -487,7 +506,7 @@ def test_files_from_windows(tmp_path, encoding, newline):
     "content, what",
     [
         ('{"text": "one"}'.encode("utf-16"), "UTF-16; convert it"),
-        (gzip.compress(b'{"text": "one"}'), "compressed by gzip"),
+        (gzip.compress(b'{"text": "one"}', mtime=0), "compressed by gzip"),
     ],
 )
 @pytest.mark.parametrize("name", ["data.jsonl", "data.txt"])
@@ -1004,7 +1023,7 @@ print(peak[0], time.time() - start)
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_gigabyte_trains_in_the_memory_of_a_megabyte(tmp_path, tok):
+def test_a_gigabyte_trains_in_the_memory_of_a_megabyte(tmp_path, tok, cache):
     """About 1.4 million documents: in memory is their index and the fingerprints of those seen,
     some 60 bytes each, and none of their text."""
     tok.save(tmp_path / "tok")
@@ -1026,6 +1045,450 @@ def test_a_gigabyte_trains_in_the_memory_of_a_megabyte(tmp_path, tok):
         and len(store) + store.meta["other_split"] == documents
     )
     assert peaks[1] - peaks[0] < 200
+
+
+# ---- on all cores
+def mixed_chats(path, n=400):
+    "Good rows, a copy now and then, and rows of each kind that a worker refuses."
+    rows = []
+    for i in range(n):
+        rows.append(chat(f"question {i} " + "why " * (i % 40), f"answer {i}"))
+        if i % 31 == 0:
+            rows.append(rows[i // 2])  # a copy, perhaps from another stretch
+        if i % 53 == 7:
+            rows += ["{broken", "", chat("q", ""), chat("\ud800", "a"), {"text": "x"}]
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
+    return path
+
+
+def bytes_of(store):
+    return {f.name: f.read_bytes() for f in sorted(store.path.glob("*.bin"))}
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    "Stretches of two kilobytes, so that a small file has many."
+    real = data._parts
+    monkeypatch.setattr(data, "_parts", lambda path: real(path, 2000))
+
+
+@pytest.mark.parametrize(
+    "kw", [dict(), dict(split="train"), dict(split="heldout"), dict(dedup=False)]
+)
+def test_a_store_does_not_depend_on_the_number_of_processes(tmp_path, tok, small_parts, kw):
+    path = mixed_chats(tmp_path / "chats.jsonl")
+    more = write(tmp_path / "more.jsonl", [chat(f"more {i}", "yes") for i in range(99)])
+    how = dict(kind="sft", on_bad_line="skip", one_in=7) | kw
+    one, two = (
+        build([path, more, path], tok, tmp_path / f"by{n}", workers=n, **how) for n in (1, 2)
+    )
+    assert bytes_of(one) == bytes_of(two)
+    assert (one.path / "meta.json").read_bytes() == (two.path / "meta.json").read_bytes()
+    assert two.meta["skipped"]["broken JSON"] == 16 and len(two) > 40
+    # and it is what a reader of one line after another makes
+    whole = build([path, more, path], tok, tmp_path / "whole", **how)
+    assert bytes_of(whole) == bytes_of(two)
+    line = json.loads(Path(path).read_text().splitlines()[int(two.where(9).rpartition(":")[2]) - 1])
+    ids, _ = two[9]
+    assert line["conversations"][0]["content"] in tok.decode(ids)
+
+
+def test_the_store_of_chats_is_what_encode_chat_says(tmp_path, tok, small_parts):
+    path = mixed_chats(tmp_path / "chats.jsonl")
+    store = build(path, tok, tmp_path / "s", kind="sft", on_bad_line="skip", workers=2, dedup=False)
+    n, lines = 0, path.read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            ids, mask = encode_chat(tok, *chat_row(json.loads(line)))
+        except ValueError:
+            continue
+        assert store[n][0].tolist() == ids and store[n][1].tolist() == mask
+        assert store.where(n) == f"{path}:{number}"
+        n += 1
+    assert n == len(store) > 400
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bad_chat_is_named_whoever_read_it(tmp_path, tok, small_parts, workers):
+    rows = [chat(f"question {i} " + "why " * 30, "so") for i in range(100)]
+    path = write(tmp_path / "c.jsonl", [*rows[:77], chat("\ud800", "a") and "{", *rows[77:]])
+    with pytest.raises(BadLine, match=r"c.jsonl:78: broken JSON"):
+        build(path, tok, tmp_path / "s", kind="sft", workers=workers)
+    (tmp_path / "z.jsonl").write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(ValueError, match="z.jsonl is compressed by gzip"):
+        build(tmp_path / "z.jsonl", tok, tmp_path / "s", kind="sft", workers=workers)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.jsonl", "z.jsonl"]
+    assert not workers_of(psutil.Process())
+
+
+@given(st.lists(st.integers(0, 70), max_size=30), st.integers(1, 90), st.booleans())
+def test_stretches_are_whole_lines(sizes, size, ends):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "any"
+        path.write_bytes(b"\n".join(b"x" * n for n in sizes) + b"\n" * ends)
+        text, parts = path.read_bytes(), [*data._parts(path, size)]
+    assert b"".join(text[a:b] for a, b in parts) == text
+    assert all(b > a for a, b in parts)
+    assert all(text[:b].endswith(b"\n") for _, b in parts[:-1])
+
+
+def test_the_other_side_of_the_split_is_not_encoded(tmp_path, tok, monkeypatch):
+    path = write(tmp_path / "c.jsonl", [chat(f"question {i}", "so") for i in range(300)])
+    calls = []
+    monkeypatch.setattr(data, "encode_chat", lambda *a: calls.append(a) or encode_chat(*a))
+    both = [build(path, tok, tmp_path / s, kind="sft", split=s) for s in ("train", "heldout")]
+    assert len(calls) == sum(map(len, both)) == 300
+    assert [s.meta["other_split"] for s in both] == [len(both[1]), len(both[0])]
+
+
+def test_workers_pay_for_large_files_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "_cores", lambda: 6)
+    path = tmp_path / "f"
+    for megabytes, wanted in ((1, 0), (15, 1), (17, 2), (200, 6)):
+        with open(path, "wb") as f:
+            f.truncate(megabytes << 20)
+        assert data._worker_count([path]) == wanted
+
+
+# text of every kind, one batch or many
+@pytest.mark.parametrize("batch", [1, 7, 1024])
+def test_texts_are_encoded_one_by_one_or_many_at_once(tmp_path, tok, monkeypatch, batch):
+    real = data._batched
+    monkeypatch.setattr(data, "_batched", lambda items: real(items, batch))
+    path = sample("pretrain_heldout_zh.jsonl")
+    store = build(path, tok, tmp_path / "s", dedup=False)
+    for i, (line, text) in enumerate(open_texts(path)):
+        assert store[i][0].tolist() == [tok.bos_id, *tok.encode(text), tok.eos_id]
+        assert store.where(i) == f"{path}:{line}"
+    assert i + 1 == len(store)
+
+
+BY_TWO = """
+import sys
+from minimind import data
+from minimind.tokenizer import Tokenizer
+real = data._parts
+data._parts = lambda path: real(path, 20_000)
+tok = Tokenizer.from_file(sys.argv[2])
+# at the top of a script, without the guard that multiprocessing would need
+store = data.build_store([sys.argv[1]], tok, sys.argv[3], kind="sft", progress=False, workers=2)
+print(len(store))
+"""
+
+
+def workers_of(process):
+    return [
+        p for p in psutil.Process(process.pid).children() if "serve_parts" in " ".join(p.cmdline())
+    ]
+
+
+def started(process):
+    "The workers, once both are there."
+    deadline = time.monotonic() + 60
+    while len(workers := workers_of(process)) < 2 or not all(w.num_threads() for w in workers):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+    return workers
+
+
+def large_chats(path, n=20_000):
+    return write(path, [chat(f"question {i} " + "why " * 90, "so " * 90) for i in range(n)])
+
+
+def test_a_script_without_a_guard_may_use_workers(tmp_path, tok):
+    tok.save(tmp_path / "tok")
+    path = large_chats(tmp_path / "c.jsonl", 300)
+    out, err = python(BY_TWO, path, tmp_path / "tok", tmp_path / "s").communicate(timeout=120)
+    assert out == "300\n" and not err, err
+
+
+def test_a_killed_worker_is_an_error(tmp_path, tok):
+    tok.save(tmp_path / "tok")
+    path = large_chats(tmp_path / "c.jsonl")
+    process = python(BY_TWO, path, tmp_path / "tok", tmp_path / "s")
+    started(process)[0].kill()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and "has ended (exit code -9)" in err, err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.jsonl", "tok"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_their_parent(tmp_path, tok, number):
+    tok.save(tmp_path / "tok")
+    path = large_chats(tmp_path / "c.jsonl")
+    process = python(BY_TWO, path, tmp_path / "tok", tmp_path / "s", start_new_session=True)
+    workers = started(process)
+    # Ctrl-C reaches all of them; SIGKILL only the parent
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.kill()
+    _, err = process.communicate(timeout=120)
+    gone, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive and not (tmp_path / "s").exists()
+    if number == signal.SIGINT:  # one traceback, the parent's
+        assert err.count("KeyboardInterrupt") == err.count("Traceback") == 1, err
+
+
+# ---- stores that all runs share
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def cached(paths, tok, **kw):
+    paths = paths if isinstance(paths, list) else [paths]
+    return build_store(paths, tok, progress=False, **kw)
+
+
+def test_a_store_is_known_by_what_it_is_made_of(tmp_path, tok, cache):
+    path = write(tmp_path / "t.jsonl", [{"text": f"text {n}"} for n in range(99)])
+    first = cached(path, tok)
+    assert not first.reused and first.path.parent == cache / "stores"
+    again = cached(path, tok)
+    assert again.reused and again.path == first.path
+    # a copy elsewhere, with times of its own
+    (tmp_path / "b").mkdir()
+    copy = tmp_path / "b" / "other.jsonl"
+    copy.write_bytes(path.read_bytes())
+    found = cached(copy, tok)
+    assert found.reused and found.path == first.path and found.where(3) == f"{copy}:4"
+    others = [
+        cached(path, tok, split="train"),
+        cached(path, tok, one_in=7),
+        cached(path, tok, dedup=False),
+        cached(path, Tokenizer.train(["other text"] * 9, 300)),
+        cached([path, path], tok),
+        cached([path, copy], tok),
+    ]
+    assert not any(s.reused for s in others)
+    assert len({s.path for s in [first, *others]}) == 7
+    assert len(others[-2]) == 198 and len(others[-1]) == 99
+    # read as plain text it is something else
+    (tmp_path / "t.txt").write_bytes(path.read_bytes())
+    assert not cached(tmp_path / "t.txt", tok).reused
+
+
+def test_a_changed_file_is_read_again(tmp_path, tok, cache):
+    path = write(tmp_path / "t.jsonl", [{"text": "one"}])
+    cached(path, tok)
+    write(path, [{"text": "two"}])  # as long
+    os.utime(path, ns=(1, 1))
+    assert tok.decode(cached(path, tok)[0][0][1:-1]) == "two"
+    write(path, [{"text": "one"}])
+    os.utime(path, ns=(2, 2))
+    assert cached(path, tok).reused
+
+
+def test_a_file_is_hashed_once(tmp_path, tok, cache, monkeypatch):
+    path, read = write(tmp_path / "t.jsonl", [{"text": "one"}]), []
+    monkeypatch.setattr(data, "file_sha256", lambda p: read.append(p) or file_sha256(p))
+    for dedup in (True, False, True):
+        cached(path, tok, dedup=dedup)
+    assert read == [path]
+    for note in (cache / "files").iterdir():
+        note.write_text("{cut")
+    assert cached(path, tok).reused and read == [path, path]
+
+
+def test_a_damaged_store_of_the_cache_is_made_again(tmp_path, tok, cache):
+    path = write(tmp_path / "t.jsonl", [{"text": f"text {n}"} for n in range(9)])
+    whole = bytes_of(cached(path, tok))
+    for name in ("tokens", "offsets", "first", "where"):
+        place = cached(path, tok).path
+        (place / f"{name}.bin").write_bytes(b"\1")
+        again = cached(path, tok)
+        assert not again.reused and bytes_of(again) == whole
+    (place / "meta.json").write_text("{cut")
+    assert not cached(path, tok).reused
+    (place / "mask.bin").unlink()
+    assert not cached(path, tok).reused and cached(path, tok).reused
+
+
+def test_a_file_that_changes_meanwhile_is_an_error(tmp_path, tok, cache, monkeypatch):
+    path = write(tmp_path / "t.jsonl", [{"text": "one"}])
+    real = data._write_store
+
+    def slow(*a, **kw):
+        meta = real(*a, **kw)
+        write(path, [{"text": "one"}, {"text": "two"}])
+        return meta
+
+    monkeypatch.setattr(data, "_write_store", slow)
+    with pytest.raises(ValueError, match="t.jsonl was changed while it was read"):
+        cached(path, tok)
+    assert not [p for p in (cache / "stores").iterdir() if p.is_dir()]
+
+
+IN_CACHE = """
+import sys
+from minimind.tokenizer import Tokenizer
+from minimind.data import build_store
+store = build_store([sys.argv[1]], Tokenizer.from_file(sys.argv[2]), progress=False)
+print(len(store), store.reused)
+"""
+
+
+def test_of_several_processes_one_makes_the_store(tmp_path, tok, cache):
+    tok.save(tmp_path / "tok")
+    n = grow(tmp_path / "t.jsonl", 3)
+    processes = [python(IN_CACHE, tmp_path / "t.jsonl", tmp_path / "tok") for _ in range(3)]
+    said = sorted(p.communicate()[0].split()[1] for p in processes)
+    assert said == ["False", "True", "True"]
+    assert len(cached(tmp_path / "t.jsonl", tok)) == n
+
+
+def test_a_run_refers_to_its_store(tmp_path, tok, cache):
+    path = write(tmp_path / "t.jsonl", [{"text": f"text {n}"} for n in range(9)])
+    store = run_store([path], tok, tmp_path / "run" / "store", progress=False)
+    assert [f.name for f in (tmp_path / "run" / "store").iterdir()] == ["meta.json"]
+    by_run = TokenStore(tmp_path / "run" / "store")
+    assert bytes_of(by_run) == bytes_of(store) and by_run.where(8) == f"{path}:9"
+    # nothing is written again if nothing has changed
+    before = (tmp_path / "run" / "store" / "meta.json").stat().st_ino
+    assert run_store([path], tok, tmp_path / "run" / "store", progress=False).reused
+    assert (tmp_path / "run" / "store" / "meta.json").stat().st_ino == before
+    write(path, [{"text": "another"}])
+    run_store([path], tok, tmp_path / "run" / "store", progress=False)
+    assert len(TokenStore(tmp_path / "run" / "store")) == 1
+    clear_cache()
+    with pytest.raises(FileNotFoundError, match="are gone from the cache"):
+        TokenStore(tmp_path / "run" / "store")
+    # but the folder says how to make them again
+    assert len(open_store(tmp_path / "run" / "store", tok)) == 1
+    assert len(TokenStore(tmp_path / "run" / "store")) == 1
+    clear_cache()
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="t.jsonl: no such file"):
+        open_store(tmp_path / "run" / "store", tok)
+    with pytest.raises(FileNotFoundError, match="not a token store"):
+        open_store(tmp_path / "nowhere", tok)
+
+
+def test_chats_too_are_made_again(tmp_path, tok, cache):
+    path = write(tmp_path / "c.jsonl", [chat(f"question {i}", "so") for i in range(99)])
+    how = dict(kind="sft", split="heldout", one_in=9, dedup=False, progress=False)
+    made = bytes_of(run_store([path], tok, tmp_path / "run" / "store", **how))
+    clear_cache()
+    assert bytes_of(open_store(tmp_path / "run" / "store", tok)) == made
+
+
+def test_a_run_outlives_a_cache_that_is_emptied(tmp_path, tok, cache):
+    path = write(tmp_path / "t.jsonl", [{"text": f"text {n}"} for n in range(50)])
+    batches = PackedBatches(cached(path, tok), 64, 4)
+    before = batches.at(0)["input_ids"]
+    assert clear_cache()[0] == 1 and not [p for p in (cache / "stores").iterdir() if p.is_dir()]
+    assert torch.equal(batches.at(0)["input_ids"], before) and batches.at(1)
+
+
+def test_the_cache_can_be_listed_and_emptied(tmp_path, tok, cache):
+    paths = [write(tmp_path / f"{n}.jsonl", [{"text": f"text {n}"}]) for n in range(3)]
+    stores = [cached(path, tok) for path in paths]
+    (cache / "mine.txt").write_text("not ours")
+    os.utime(stores[0].path / "meta.json", (1, time.time() - 9 * 86_400))
+    os.utime(stores[1].path / "meta.json", (1, time.time() - 5 * 86_400))
+    listed = cached_stores()
+    assert [s.path for s in listed] == [s.path for s in reversed(stores)]
+    assert all(s.size == sum(f.stat().st_size for f in s.path.iterdir()) for s in listed)
+    cached(paths[0], tok)  # its use is noted
+    assert clear_cache(unused_for=4) == (1, listed[1].size)
+    assert [s.path for s in cached_stores()] == [stores[0].path, stores[2].path]
+    assert clear_cache()[0] == 2 and cached_stores() == []
+    assert sorted(p.name for p in cache.rglob("*") if p.is_file()) == ["mine.txt"]
+
+
+def test_where_the_cache_lies(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / "here"))
+    assert cache_dir() == tmp_path / "here" == run_cache(tmp_path / "run")
+    monkeypatch.delenv("MINIMIND_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert cache_dir() == tmp_path / "xdg" / "minimind"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_dir() == tmp_path / ".cache" / "minimind"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert cache_dir() == tmp_path / "Library" / "Caches" / "minimind"
+    # several machines have several caches, and one folder of the run
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert run_cache(tmp_path / "run") == cache_dir()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert run_cache(tmp_path / "run") == tmp_path / "run" / "cache"
+    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / "shared"))
+    assert run_cache(tmp_path / "run") == tmp_path / "shared"
+
+
+def test_a_home_that_cannot_be_written(monkeypatch, tmp_path, tok):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINIMIND_CACHE", str(tmp_path / "file" / "cache"))
+    assert run_cache(tmp_path / "run") == tmp_path / "run" / "cache"
+    path = write(tmp_path / "t.jsonl", [{"text": "one"}])
+    store = run_store([path], tok, tmp_path / "run" / "store", progress=False)
+    assert store.path.parent == tmp_path / "run" / "cache" / "stores"
+
+
+def test_a_tokenizer_is_trained_once(tmp_path, cache, monkeypatch):
+    path = write(
+        tmp_path / "t.jsonl", [{"text": f"a text of words, number {n}"} for n in range(90)]
+    )
+    trained = []
+    real = Tokenizer.train.__func__
+    monkeypatch.setattr(
+        Tokenizer, "train", classmethod(lambda *a, **kw: trained.append(a) or real(*a, **kw))
+    )
+    first = fitted_tokenizer([path], 300)
+    assert fitted_tokenizer([path], 300).json == first.json and len(trained) == 1
+    assert fitted_tokenizer([path], 310).vocab_size > first.vocab_size
+    fitted_tokenizer([path], 300, split="train", one_in=2)
+    assert len(trained) == 3
+    for file in (cache / "tokenizers").glob("*.json"):
+        file.write_text("{cut")
+    assert fitted_tokenizer([path], 300).json == first.json and len(trained) == 4
+
+
+def test_runs_on_the_same_file_tokenise_it_once(tmp_path, cache, monkeypatch, capsys):
+    (tmp_path / "t.txt").write_text("Some text, for some model, and a little more.\n\n" * 400)
+    written, real = [], data._write_store
+    monkeypatch.setattr(data, "_write_store", lambda *a: written.append(a) or real(*a))
+    how = dict(steps=1, seq_len=64, batch_size=1, eval_bytes=0, vocab_size=300, device="cpu")
+    said = []
+    for out in ("a", "b"):
+        run(PretrainConfig(data=str(tmp_path / "t.txt"), out=str(tmp_path / out), **how))
+        said.append(capsys.readouterr().out)
+    assert len(written) == 1 and ["from the cache" in out for out in said] == [False, True]
+    assert file_sha256(tmp_path / "a/tokenizer.json") == file_sha256(tmp_path / "b/tokenizer.json")
+
+
+RANKS = """
+import os, sys
+from minimind import cli, dist, tokenizer
+real = tokenizer.Tokenizer.train.__func__
+def train(*a, **kw):
+    print("trained by", os.environ["RANK"], file=sys.stderr)
+    return real(*a, **kw)
+tokenizer.Tokenizer.train = classmethod(train)
+dist.leave(cli.main(sys.argv[1:]))
+"""
+
+
+def test_of_all_ranks_the_first_trains_the_tokenizer(tmp_path, cache):
+    (tmp_path / "t.txt").write_text("Some text, for some model, and a little more.\n\n" * 400)
+    (tmp_path / "ranks.py").write_text(RANKS)
+    launch = "-m torch.distributed.run --standalone --nproc-per-node 2".split()
+    words = (
+        f"{tmp_path}/ranks.py pretrain --data {tmp_path}/t.txt --out {tmp_path}/run --steps 2 "
+        "--vocab-size 300 --seq-len 64 --device cpu --eval-bytes 0"
+    )
+    done = subprocess.run(
+        [sys.executable, *launch, *words.split()],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.findall("trained by .", done.stderr) == ["trained by 0"]
 
 
 # ---- order of rows

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -21,6 +22,7 @@ from minimind.data import JsonlReader, PackedBatches, build_store
 from minimind.distill import (
     DIVERGENCES,
     DistillConfig,
+    LiveTeacher,
     PlacedBatches,
     TeacherCache,
     bucket,
@@ -433,6 +435,14 @@ def rows(world):  # teacher, student, batches of each kind
     return teacher.requires_grad_(False), student, batches
 
 
+class Rounded(LiveTeacher):
+    "A live teacher whose log-probabilities are rounded to float16, as those of a cache are."
+
+    def teach(self, batch, temperature):
+        whole = super().teach(batch, temperature)
+        return lambda some: (whole(some)[0].half().float().log_softmax(-1), None)
+
+
 @kinds
 @pytest.mark.parametrize("data", ["sft", "pretrain"])
 def test_a_cache_of_everything_is_the_live_teacher(rows, tmp_path, kind, data):
@@ -443,7 +453,7 @@ def test_a_cache_of_everything_is_the_live_teacher(rows, tmp_path, kind, data):
         placed = PlacedBatches(batches(data, seed))
         for step in (0, placed.steps_per_epoch - 1, placed.steps_per_epoch + 1):
             results = []
-            for source in (teacher, cache):
+            for source in (Rounded(teacher), cache):
                 student.zero_grad()
                 loss, weight, metrics = distillation(source, 0.3, 1.5, kind, chunk=16)(
                     student, placed.at(step)
@@ -461,13 +471,78 @@ def test_long_documents_are_found_in_their_pieces(rows, tmp_path):
     placed = PlacedBatches(batches("pretrain", seq_len=6))
     cache = cache_teacher(teacher, placed.batches, tmp_path / "cache", k=V)
     live, stored = (
-        distillation(source)(student, placed.at(1))[0].detach() for source in (teacher, cache)
+        distillation(source)(student, placed.at(1))[0].detach()
+        for source in (Rounded(teacher), cache)
     )
     torch.testing.assert_close(live, stored, rtol=1e-5, atol=1e-4)
     with pytest.raises(ValueError, match="knows nothing of token"):
         distillation(cache_teacher(teacher, batches("sft", seq_len=40), tmp_path / "other", k=4))(
             student, PlacedBatches(batches("sft", seq_len=48)).at(0)
         )
+
+
+@kinds
+def test_rounding_changes_next_to_nothing(rows, tmp_path, kind):
+    """The loss from a cache of float16 is that from the exact distributions, and so is the
+    gradient; a student that agrees with the teacher still has nothing to learn."""
+    teacher, student, batches = rows
+    placed = PlacedBatches(batches("pretrain"))
+    cache = cache_teacher(teacher, placed.batches, tmp_path / "cache", k=V)
+    losses, gradients = [], []
+    for source in (teacher, cache):
+        loss, weight, _ = distillation(source, 0.0, kind=kind)(student, placed.at(0))
+        slopes = torch.autograd.grad(loss / weight, list(student.parameters()))
+        losses.append(float(loss.detach()) / weight)
+        gradients.append(torch.cat([g.flatten() for g in slopes]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert (gradients[1] - gradients[0]).norm() < 2e-3 * gradients[0].norm()
+    loss, weight, _ = distillation(cache, 0.0, kind=kind)(teacher, placed.at(0))
+    assert 0 <= float(loss) / weight < 1e-6
+
+
+def test_an_impossible_token_is_finite(rows, tmp_path):
+    "At a temperature near 0 log-probabilities are below what float16 holds: not -inf, never NaN."
+    teacher, student, batches = rows
+    placed = PlacedBatches(batches("pretrain"))
+    cache = cache_teacher(teacher, placed.batches, tmp_path / "cold", k=4, temperature=1e-6)
+    kept = cache._map("logprobs")
+    assert np.isfinite(kept).all() and kept.min() == np.finfo(np.float16).min
+    loss, _, _ = distillation(cache, 0.0, 1e-6)(student, placed.at(0))
+    assert loss.isfinite() and all(
+        g.isfinite().all() for g in torch.autograd.grad(loss, list(student.parameters()))
+    )
+
+
+def test_the_files_are_read_once_for_a_batch(rows, tmp_path, monkeypatch):
+    "Ahead of the chunks, not within their loop."
+    teacher, student, batches = rows
+    placed = PlacedBatches(batches("sft"))
+    cache = cache_teacher(teacher, placed.batches, tmp_path / "cache", k=8)
+    opened, read = [], TeacherCache._map
+    monkeypatch.setattr(
+        TeacherCache, "_map", lambda self, name: opened.append(name) or read(self, name)
+    )
+    teach = cache.teach(placed.at(0), 1.0)
+    assert sorted(opened) == ["ids", "index", "logprobs"]
+    # from here on nothing is read any more
+    monkeypatch.setattr(np, "memmap", None)
+    logprobs, ids = teach(slice(0, 3))
+    assert logprobs.dtype == torch.float32 and ids.dtype == torch.int64
+    assert logprobs.shape == (3, 9) and ids.shape == (3, 8)
+
+
+def test_a_cache_of_an_older_version_is_made_again(rows, tmp_path):
+    teacher, student, batches = rows
+    path = tmp_path / "cache"
+    cache_teacher(teacher, batches("sft"), path, k=4)
+    meta = json.loads((path / "meta.json").read_text())
+    meta["key"]["version"] = 1
+    (path / "meta.json").write_text(json.dumps(meta))
+    # as those files were: four bytes a number
+    (path / "logprobs.bin").write_bytes(2 * (path / "logprobs.bin").read_bytes())
+    with pytest.raises(ValueError, match="another version of minimind: make it again"):
+        TeacherCache(path)
+    assert cache_teacher(teacher, batches("sft"), path, k=4).meta["key"]["version"] == 2
 
 
 def test_places_are_the_stores_own_tokens(rows):
@@ -507,7 +582,7 @@ def test_a_small_cache_is_a_lower_bound_and_is_used_again(rows, tmp_path, monkey
     size = (tmp_path / "k8" / "logprobs.bin").stat().st_size + (
         tmp_path / "k8" / "ids.bin"
     ).stat().st_size
-    assert size == TeacherCache(tmp_path / "k8").meta["positions"] * (4 * 9 + 2 * 8)
+    assert size == TeacherCache(tmp_path / "k8").meta["positions"] * (2 * 9 + 2 * 8)
 
     def never(*a, **kw):
         raise AssertionError("the teacher was asked again")
@@ -705,7 +780,11 @@ def test_a_run_learns_resumes_exactly_and_leaves_the_teacher_alone(world, tmp_pa
     whole, metrics = (
         contents(tmp_path / "run")["model.safetensors"],
         [
-            {k: v for k, v in m.items() if k not in ("seconds", "tokens_per_second")}
+            {
+                k: v
+                for k, v in m.items()
+                if k not in ("seconds", "tokens_per_second", "data_seconds")
+            }
             for m in read_metrics(cfg.out)
         ],
     )
@@ -714,7 +793,7 @@ def test_a_run_learns_resumes_exactly_and_leaves_the_teacher_alone(world, tmp_pa
     distill.run(cfg)
     assert contents(tmp_path / "run")["model.safetensors"] == whole
     assert [
-        {k: v for k, v in m.items() if k not in ("seconds", "tokens_per_second")}
+        {k: v for k, v in m.items() if k not in ("seconds", "tokens_per_second", "data_seconds")}
         for m in read_metrics(cfg.out)
     ] == metrics
     assert contents(world / "teacher") == before

@@ -37,16 +37,15 @@ rank = int(os.environ["RANK"])
 # it tries a step of its own, which would be counted
 minimind.stage.few_steps = lambda *args: ""
 for job in json.load(open(sys.argv[1])):
-    steps, rows, split, gradients = [], [], train.split_rows, train.compute_gradients
-    def counted(*args, **kw):
+    steps, rows, add_up = [], [], train.add_up
+    def counted(portion, *args, **kw):
         steps.append(1)
         if rank == 0 and len(steps) == job.get("stop"): os.kill(os.getpid(), signal.SIGTERM)
-        return gradients(*args, **kw)
-    def recorded(batch, size):
-        for micro in split(batch, size):
-            rows.extend(hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in micro["input_ids"])
-            yield micro
-    train.compute_gradients, train.split_rows = counted, recorded
+        for micro, idle in portion.micros:
+            if not idle:
+                rows.extend(hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in micro["input_ids"])
+        return add_up(portion, *args, **kw)
+    train.add_up = counted
     def spoiled(model, batch):
         loss, weight, metrics = loss_fn(model, batch)
         return loss*float("nan") if len(steps) == job.get("spoil") else loss, weight, metrics
@@ -54,7 +53,7 @@ for job in json.load(open(sys.argv[1])):
     code = 0
     try: code = main(job["argv"])
     except SystemExit as e: code = e.code
-    train.compute_gradients, train.split_rows, minimind.sft.causal_lm_loss = gradients, split, loss_fn
+    train.add_up, minimind.sft.causal_lm_loss = add_up, loss_fn
     if "seen" in job:
         with open(f"{job['seen']}.{rank}", "w") as f: json.dump(rows, f)
     assert code == (143 if "stop" in job else 0), (job, code)
@@ -212,6 +211,7 @@ def test_two_processes_train_as_one(both, world, way, run):  # noqa: F811
     clocks = {
         "seconds",
         "tokens_per_second",
+        "data_seconds",
         "rollout_tokens_per_second",
         "update_tokens_per_second",
     }

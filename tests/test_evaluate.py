@@ -3,7 +3,11 @@
 import json
 import lzma
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from minimind import evaluate as ev
 from minimind.chat import encode_chat
 from minimind.core import sample, seed_everything
 from minimind.data import build_store
+from minimind.hub import save_pretrained
 from minimind.model import MiniMind, ModelConfig
 from minimind.tokenizer import Tokenizer
 
@@ -686,3 +691,71 @@ def test_files_are_measured_by_name(tok, model, tmp_path):
     assert ev.measure_files(model, tok) == ({}, {}, {}) and ev.measurement_rows({}, {}, {}) == [
         head
     ]
+
+
+# ---- several processes measure together
+
+# what each process runs: it measures, and counts the tokens that its model read meanwhile
+DRIVER = """
+import json, sys
+from pathlib import Path
+import torch
+from minimind import evaluate as ev
+from minimind.dist import leave, process_group, main_process_done, rank_and_size
+from minimind.hub import load_pretrained
+folder = Path(sys.argv[1])
+texts, rows = json.loads((folder / "asked.json").read_text())
+model, tokenizer = load_pretrained(folder)
+read = []
+hidden = model.hidden
+def counted(input_ids, *args, **kw):
+    read.append(input_ids.numel())
+    return hidden(input_ids, *args, **kw)
+model.hidden = counted
+with process_group(torch.device("cpu")):
+    main_process_done()
+    rank, size = rank_and_size()
+    out = dict(bits=ev.bits_per_byte(model, tokenizer, texts, seq_len=16, batch_size=2))
+    out["read_for_bits"] = sum(read)
+    del read[:]
+    out["asked"] = ev.exact_match(model, tokenizer, rows, max_new_tokens=5)
+    out["read_for_answers"] = sum(read)
+    try: ev.share_rows(lambda rows: [1 / (rank - 1) for _ in rows], range(4))
+    except ZeroDivisionError as e: out["failed"] = str(e)
+    out["fewer"] = ev.share_rows(lambda rows: [row + 1 for row in rows], [1])
+    (folder / f"{rank}-of-{size}.json").write_text(json.dumps(out))
+leave(0)
+"""
+
+
+@pytest.mark.skipif(
+    not torch.distributed.is_available() or sys.platform == "win32",
+    reason="needs gloo and torchrun",
+)
+def test_two_processes_measure_as_one_and_share_the_work(tok, model, tmp_path):
+    save_pretrained(model, tok, tmp_path)
+    questions = [
+        dict(conversations=talk(f"What is {a} + {a}?"), answer=str(2 * a)) for a in range(7)
+    ]
+    (tmp_path / "asked.json").write_text(json.dumps([TEXTS, questions]))
+    (tmp_path / "driver.py").write_text(DRIVER)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(ev.__file__).parents[1])}
+    results = {}
+    for size in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(size), str(tmp_path / "driver.py"), str(tmp_path)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-5000:]
+        files = [tmp_path / f"{rank}-of-{size}.json" for rank in range(size)]
+        results[size] = [json.loads(f.read_text()) for f in files]
+    [alone], both = results[1], results[2]
+    # to the last bit: the same batches, added up in the same order
+    assert all(r["bits"] == alone["bits"] == both[0]["bits"] for r in both)
+    assert alone["bits"] == ev.bits_per_byte(model, tok, TEXTS, seq_len=16, batch_size=2)
+    # greedy answers are those of each question alone
+    assert all(r["asked"] == alone["asked"] for r in both)
+    for work in ("read_for_bits", "read_for_answers"):
+        shares = [r[work] for r in both]
+        assert max(shares) < 0.75 * alone[work] and sum(shares) < 1.3 * alone[work], work
+    # what fails in one fails in all, and a row less than there are processes is no trouble
+    assert all(r["failed"] == "division by zero" and r["fewer"] == [2] for r in both)

@@ -345,7 +345,7 @@ def test_cache_rows_in_a_new_order(order):
     "Rows that stay where they are are not copied; the result is that of an index."
     cache = build().new_cache(5, 6)
     for layer in range(2):
-        cache.update(layer, *torch.randn(2, 5, 4, 2, 6))
+        cache.layer(layer).update(*torch.randn(2, 5, 4, 2, 6))
     cache.advance(4, torch.randint(3, (5, 4)))
     want = [t[:, order, :, :4].clone() for t in (cache.k, cache.v)] + [
         cache.segment_ids[order].clone()

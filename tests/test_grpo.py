@@ -294,6 +294,27 @@ def test_what_lies_outside_the_mask_does_not_matter():
         assert torch.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("filling", [-1e30, 200.0, math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("loss_type", GRPO_LOSSES)
+def test_no_filling_reaches_a_gradient(loss_type, filling):
+    """Filling that is far apart in a single tensor: an exponential or a product of it would be
+    infinite, and 0 times infinity is NaN on the way back."""
+    *numbers, mask = example(7)
+    numbers[3] = numbers[3][:, None] * torch.ones_like(numbers[0])  # an advantage for each token
+    want, gradient, metrics = ours((*numbers, mask), *bounds(loss_type), BETA, loss_type)
+    for which in range(4):
+        wild = [
+            torch.where(mask, v, filling if i == which else 0.0).detach().requires_grad_(i == 0)
+            for i, v in enumerate(numbers)
+        ]
+        # raises for a NaN anywhere on the way back, also where it is cut off again
+        with torch.autograd.set_detect_anomaly(True):
+            got, slope, wild_metrics = ours((*wild, mask), *bounds(loss_type), BETA, loss_type)
+        assert torch.equal(got, want) and torch.equal(slope, gradient)
+        assert not slope[~mask].any()
+        assert all(torch.equal(metrics[k], wild_metrics[k]) for k in metrics)
+
+
 def test_token_advantages_and_empty_answers():
     logps, old, ref, advantages, mask = example(5)
     for loss_type in GRPO_LOSSES:
@@ -844,6 +865,7 @@ def test_kill_9_in_the_middle_of_a_rollout(world, tmp_path):
     clocks = {
         "seconds",
         "tokens_per_second",
+        "data_seconds",
         "rollout_tokens_per_second",
         "update_tokens_per_second",
     }

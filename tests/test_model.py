@@ -4,13 +4,34 @@ growth of tables, clear errors."""
 import copy
 import io
 import math
+import pickle
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from minimind.attention import attend
+import minimind.attention as attention
+import minimind.model as modeling
+from minimind.attention import (
+    Attention,
+    Documents,
+    KVCache,
+    attend,
+    attention_mask,
+    document_mask,
+    find_documents,
+    naive_attention,
+    suited_mask,
+    varlen_obstacle,
+)
+from minimind.generate import generate
 from minimind.model import (
     PRESETS,
     MiniMind,
@@ -473,6 +494,460 @@ def test_gradient_reaches_every_parameter():
             assert p.grad.abs().max() > 0, name
 
 
+# ---- packed rows, their documents
+
+
+class Operations(TorchDispatchMode):
+    "Counts what reaches the kernels, by name; with `cast`, the sizes of what changes its dtype too."
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.casts = Counter(), Counter()
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        out = f(*args, **(kwargs or {}))
+        name = f._schema.name.split("::")[1]
+        self.calls[name] += 1
+        if name == "_to_copy" and out.dtype != args[0].dtype:
+            self.casts[tuple(out.shape)] += 1
+        return out
+
+
+@st.composite
+def packed_rows(draw):
+    "Segment ids `(B, T)`: documents one after another, numbers of any size, 0 for padding."
+    T, rows = draw(st.integers(1, 14)), []
+    for _ in range(draw(st.integers(1, 3))):
+        numbers = draw(st.permutations([0, 1, 2, 5, 9]))
+        cuts = sorted(draw(st.sets(st.integers(1, T), max_size=4)) - {T})
+        bounds = zip([0, *cuts], [*cuts, T])
+        rows.append([i for (a, b), i in zip(bounds, numbers) for _ in range(b - a)])
+    return torch.tensor(rows)
+
+
+@given(packed_rows())
+def test_documents_are_the_mask(segments):
+    documents, (B, T) = find_documents(segments), segments.shape
+    mask = attention_mask(segments)
+    assert torch.equal(documents.mask(B, T), mask)
+    # independently: how far back the last token of each document sees
+    sees = mask[:, 0].sum(-1).flatten().tolist()
+    ends = [i for i in range(B * T) if i + 1 == B * T or sees[i + 1] == 1]
+    assert documents.cu_seqlens.tolist() == [0, *(i + 1 for i in ends)]
+    assert documents.cu_seqlens.dtype == torch.int32
+    assert documents.lengths == tuple(sees[i] for i in ends)
+    assert all(type(n) is int for n in documents.lengths)
+    assert max(documents.lengths) <= documents.longest < 2 * max(documents.lengths)
+    assert documents.longest.bit_count() == 1
+    there = documents.to("meta")
+    assert there.cu_seqlens.is_meta and there.lengths == documents.lengths
+
+
+def test_no_documents_for_one_in_two_pieces():
+    for rows in ([[1, 1, 2, 1]], [[1, 1, 1, 1], [0, 3, 0, 0]]):
+        segments = torch.tensor(rows)
+        assert find_documents(segments) is None
+        assert torch.equal(document_mask(segments), attention_mask(segments))
+
+
+def values_and_gradients(attending, tensors):
+    out = attending(*tensors)
+    seed = torch.Generator().manual_seed(9)
+    probe = torch.randn(out.shape, generator=seed, dtype=torch.float64).to(out.dtype)
+    return out.detach(), *torch.autograd.grad((out * probe).sum(), tensors)
+
+
+def queries_keys_values(B, T, kv_heads, groups, Dh=8):
+    torch.manual_seed(0)
+    shapes = (B, T, kv_heads * groups, Dh), *2 * ((B, T, kv_heads, Dh),)
+    return [torch.randn(shape).requires_grad_() for shape in shapes]
+
+
+def reference_kernel(q, k, v, cu_q, cu_k, max_q, max_k, **options):
+    """What `varlen_attn` is documented to do, with its demands on the arguments, in float64 and
+    with one softmax per document and head."""
+    assert options == {"window_size": (-1, 0), "enable_gqa": q.shape[1] != k.shape[1]}
+    assert q.ndim == k.ndim == v.ndim == 3 and cu_q is cu_k and max_q == max_k
+    assert cu_q.dtype == torch.int32 and cu_q[0] == 0 and cu_q[-1] == len(q) == len(k) == len(v)
+    assert cu_q.is_contiguous() and all(x.stride(-1) == 1 for x in (q, k, v))
+    out = torch.empty_like(q)
+    for a, b in zip(cu_q.tolist(), cu_q.tolist()[1:]):
+        assert 0 < b - a <= max_q
+        for head in range(q.shape[1]):
+            shared = head * k.shape[1] // q.shape[1]
+            one_q, one_k, one_v = q[a:b, head], k[a:b, shared], v[a:b, shared]
+            scores = (one_q.double() @ one_k.double().T) / q.shape[2] ** 0.5
+            future = torch.ones(b - a, b - a, dtype=torch.bool).triu(1)
+            weights = scores.masked_fill(future, -math.inf).softmax(-1)
+            out[a:b, head] = (weights @ one_v.double()).to(q.dtype)
+    return out
+
+
+WAYS = {
+    "documents": lambda q, k, v, documents: attend(q, k, v, documents),
+    "varlen": lambda q, k, v, documents: attention._attend_varlen(q, k, v, documents),
+    "bool mask": lambda q, k, v, documents: attend(q, k, v, documents.mask(*q.shape[:2])),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("groups", [1, 3])
+@given(packed_rows())
+@settings(max_examples=15)
+def test_packed_attention_is_the_masked_definition(way, groups, segments):
+    "Values and gradients of every form, shared keys or not, against the naive version."
+    tensors = queries_keys_values(*segments.shape, 2, groups)
+    mask, documents = attention_mask(segments), find_documents(segments)
+    want = values_and_gradients(lambda q, k, v: naive_attention(q, k, v, mask)[0], tensors)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_kernel", reference_kernel)
+        got = values_and_gradients(lambda q, k, v: WAYS[way](q, k, v, documents), tensors)
+    # gradients of some units, in float32: seven digits, and a few additions in another order
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
+def test_the_kernel_gets_what_it_documents():
+    "The real function's checks and shapes, without a GPU: on the meta device it computes no number."
+    documents = find_documents(torch.tensor([[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 1]])).to("meta")
+    for groups in (1, 2):
+        q, *others = (
+            x.detach().bfloat16().to("meta") for x in queries_keys_values(2, 6, 2, groups)
+        )
+        out = attend(q.requires_grad_(), *others, documents)
+        assert out.shape == q.shape and out.dtype == torch.bfloat16
+        out.sum().backward()
+        assert q.grad.shape == q.shape
+    # float32: a mask instead, made from the documents
+    tensors = [x.detach().to("meta") for x in queries_keys_values(2, 6, 2, 2)]
+    with Operations() as operations:
+        attend(*tensors, documents)
+    assert not any("varlen" in name for name in operations.calls)
+
+
+def test_the_kernel_is_one_operation_of_a_compiled_program():
+    "Traced as for CUDA; nothing is computed, for a CPU has no such kernel."
+    found = []
+
+    def backend(graph, inputs):
+        found.append([str(node.target) for node in graph.graph.nodes])
+        return lambda *args: (torch.zeros(2, 6, 4, 8, dtype=torch.bfloat16),)
+
+    torch._dynamo.reset()
+    q, k, v = (x.detach().bfloat16() for x in queries_keys_values(2, 6, 2, 2))
+    program = torch.compile(attention._attend_varlen, backend=backend, fullgraph=True)
+    for rows in (
+        [[1, 1, 2, 2, 2, 0], [1] * 6],
+        [[1, 2, 3, 3, 3, 3], [1] * 6],
+        [[1, 1, 1, 2, 2, 2]] * 2,
+    ):
+        program(q, k, v, find_documents(torch.tensor(rows)))
+    assert len(found) <= 2
+    assert all(sum("varlen" in name for name in names) == 1 for names in found)
+
+
+@pytest.mark.parametrize(
+    "device, dtype, head_dim, capability, words",
+    [
+        ("cpu", torch.bfloat16, 64, (9, 0), "CUDA, not on cpu"),
+        ("cuda", torch.float32, 64, (9, 0), "not in float32"),
+        ("cuda", torch.float16, 64, (7, 5), "7.5"),
+        ("cuda", torch.bfloat16, 12, (9, 0), "not of 12"),
+        ("cuda", torch.bfloat16, 264, (9, 0), "not of 264"),
+        ("cuda", torch.bfloat16, 96, (8, 6), None),
+        ("cuda", torch.float16, 256, (12, 0), None),
+    ],
+)
+def test_where_the_kernel_can_not_be_had(monkeypatch, device, dtype, head_dim, capability, words):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    why = varlen_obstacle(torch.device(device), dtype, head_dim)
+    assert why is None if words is None else words in why
+
+
+def test_a_mask_instead_is_told_once(monkeypatch):
+    attention._warn_of_mask.cache_clear()
+    documents = find_documents(torch.tensor([[1, 1, 2]]))
+    there = documents.to("meta")
+    with pytest.warns(UserWarning, match="varlen_attn runs on CUDA, not on meta"):
+        mask = suited_mask(there, 1, 3, torch.bfloat16, 16)
+    assert mask.shape == (1, 1, 3, 3) and mask.dtype == torch.bool
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        suited_mask(there, 1, 3, torch.bfloat16, 16)
+        assert suited_mask(documents, 1, 3, torch.float32, 12) is documents
+    monkeypatch.setattr(attention, "varlen_obstacle", lambda *where: None)
+    assert suited_mask(there, 1, 3, torch.bfloat16, 16) is there
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shared_keys_are_repeated_where_no_kernel_shares_them(monkeypatch, masked, dtype):
+    "On CUDA only FlashAttention does, and it takes neither a mask nor float32."
+    asked, real = [], F.scaled_dot_product_attention
+
+    def listen(q, k, v, **options):
+        asked.append((k.shape[1], options["enable_gqa"]))
+        return real(q, k, v, **options)
+
+    there = SimpleNamespace(device=torch.device("cuda"), dtype=dtype)
+    mask = torch.ones(5, 5).tril().bool() if masked else None
+    repeats = attention._repeats_heads(there, mask)
+    assert repeats == (masked or dtype == torch.float32)
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", listen)
+    tensors = queries_keys_values(1, 5, 2, 3)
+    plain = torch.ones(5, 5).tril().bool()
+    want = values_and_gradients(lambda q, k, v: naive_attention(q, k, v, plain)[0], tensors)
+    monkeypatch.setattr(attention, "_repeats_heads", lambda q, mask: repeats)
+    got = values_and_gradients(lambda q, k, v: attend(q, k, v, mask), tensors)
+    assert asked == [(6, False) if repeats else (2, True)]
+    torch.testing.assert_close(got, want, atol=2e-6, rtol=1e-5)
+
+
+def packed_batch(B=3, T=20, vocab=61, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    segments = torch.randint(0, 5, (B, T), generator=g).sort(1).values + 1
+    new = torch.ones(B, T, dtype=torch.bool)
+    new[:, 1:] = segments.diff(dim=1) != 0
+    columns = torch.arange(T).expand(B, T)
+    positions = columns - torch.where(new, columns, 0).cummax(1).values
+    return torch.randint(1, vocab, (B, T), generator=g), positions, segments
+
+
+@pytest.mark.parametrize("changes", [{}, dict(num_experts=3), dict(qk_norm=False)])
+def test_documents_say_what_segments_say(changes):
+    model, (ids, positions, segments) = build(tiny(**changes)), packed_batch()
+    want = model.hidden(ids, positions, segments)
+    got = model.hidden(ids, positions, documents=find_documents(segments))
+    both = model.hidden(
+        ids, positions, torch.zeros_like(segments), documents=find_documents(segments)
+    )
+    masked = []
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_pre_hook(lambda m, args: masked.append(args[3]))
+    model.hidden(ids, positions, segments)
+    assert torch.equal(got, want) and torch.equal(both, want)
+    assert all(isinstance(m, Documents) for m in masked)
+    cache = model.new_cache(3, 20)
+    for wrong in (
+        dict(input_ids=ids[:2], documents=find_documents(segments)),
+        dict(input_ids=ids, documents=find_documents(segments), cache=cache),
+    ):
+        with pytest.raises(ValueError, match="documents of 60 tokens for . rows of 20"):
+            model.hidden(**wrong)
+
+
+@pytest.mark.parametrize("varlen", [True, False])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_packed_pass_looks_at_no_device(monkeypatch, varlen, again):
+    """The meta device has no numbers, so whatever would wait for one raises there. Both forms of
+    the mask, forward and backward, with gradient checkpointing and without."""
+    for module in (attention, modeling):  # autocast knows no meta device
+        monkeypatch.setattr(module, "compute_dtype", lambda x: x.dtype)
+    if varlen:
+        monkeypatch.setattr(attention, "varlen_obstacle", lambda *where: None)
+    batch = packed_batch()
+    documents = find_documents(batch[2]).to("meta")
+    model = build(tiny(head_dim=8)).bfloat16().to("meta")
+    model.model.gradient_checkpointing = again
+    ids, positions, segments = (t.to("meta") for t in batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Operations() as operations:
+            model.hidden(ids, positions, segments, documents=documents).sum().backward()
+    assert operations.calls["_varlen_attn"] == (2 * (1 + again) if varlen else 0)
+    # and the kernel needs no mask: nothing grows with the square of a row
+    assert operations.calls["tril"] == (0 if varlen else 1)
+    assert not {"_local_scalar_dense", "nonzero", "aminmax", "unique"} & set(operations.calls)
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        model.hidden(ids, positions, segments)  # finding the documents is to look
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_varlen_on_cuda(groups, dtype):
+    segments = packed_batch(4, 333)[2]
+    tensors = queries_keys_values(4, 333, 2, groups, Dh=96)
+    mask = attention_mask(segments)
+    want = values_and_gradients(lambda q, k, v: naive_attention(q, k, v, mask)[0], tensors)
+    there = [t.detach().cuda().to(dtype).requires_grad_() for t in tensors]
+    why = varlen_obstacle(there[0].device, dtype, 96)
+    if why is not None:
+        pytest.skip(f"varlen_attn {why}")
+    documents = find_documents(segments).to("cuda")
+    for m in (documents, documents.mask(4, 333)):
+        out = attend(*there, m)
+        seed = torch.Generator().manual_seed(9)
+        probe = torch.randn(out.shape, generator=seed, dtype=torch.float64).to(out)
+        got = out, *torch.autograd.grad((out * probe).sum(), there)
+        for ours, theirs in zip(got, want):
+            assert (ours.detach().cpu().float() - theirs).norm() < 0.01 * theirs.norm()
+
+
+# ---- compiled twins, for training only
+
+
+def compiled(model):
+    "Blocks that dynamo traces and nothing compiles; a list that counts the graphs that ran."
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    ran = []
+
+    def backend(graph, inputs):
+        def run(*args):
+            ran.append(1)
+            return graph(*args)
+
+        return run
+
+    model.model.compiled = [torch.compile(block, backend=backend) for block in model.model.layers]
+    return ran
+
+
+def graphs():
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize("first", ["training", "rollout"])
+def test_rollouts_and_evaluation_use_up_no_graph(first):
+    model = build(tiny(num_hidden_layers=4))
+    ran, ids = compiled(model), torch.randint(3, 61, (4, 20))
+
+    def train():
+        before = len(ran)
+        model.hidden(ids).sum().backward()
+        return len(ran) - before
+
+    def others():
+        before = len(ran)
+        for prompts in ([[1, 4, 5], [1, 6, 7, 8]], [[1] * 9], [[1, 4, 5, 9, 9]] * 3):
+            generate(model, prompts, 12, temperature=0, eos_token_id=())
+        cache = model.new_cache(4, 9)
+        for part in ids[:, :9].split([5, 1, 3], 1):  # with gradients, that is, by mistake
+            model(part, cache=cache)
+        with torch.no_grad():
+            for T in range(2, 14):
+                model(ids[:, :T])
+        return len(ran) - before
+
+    if first == "rollout":
+        assert others() == 0
+    assert [(train(), others()) for _ in range(3)] == [(4, 0)] * 3
+    assert graphs() == 1
+
+
+def test_packed_rows_of_changing_documents_do_not_recompile():
+    model = build(tiny())
+    ran, seen = compiled(model), []
+    for step in range(12):
+        ids, positions, segments = packed_batch(4, 24, seed=step)
+        segments = segments.clamp(max=1 + step % 5)
+        before = len(ran)
+        documents = find_documents(segments) if step % 2 else None
+        model.hidden(ids, positions, segments, documents=documents).sum().backward()
+        seen.append((len(ran) - before, graphs()))
+    # once for the first number of documents, once for any other
+    assert seen == [(2, 1)] + [(2, 2)] * 11
+
+
+def test_rows_of_changing_size_compile_thrice():
+    "As RL has them: for the first size, for any other length, and for any other number of rows."
+    model = build(tiny())
+    ran, seen = compiled(model), []
+    for step, (B, T) in enumerate([(4, 24), (4, 17), (3, 30), (5, 9), (2, 11), (7, 40), (4, 24)]):
+        ids, positions, segments = packed_batch(B, T, seed=step)
+        before = len(ran)
+        model.hidden(ids, positions, documents=find_documents(segments)).sum().backward()
+        seen.append((len(ran) - before, graphs()))
+    ran_of, graphs_of = map(list, zip(*seen))
+    assert ran_of == [2] * 7 and graphs_of[2:] == [graphs_of[2]] * 5 and graphs_of[2] <= 3
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("changes", [{}, dict(num_experts=3)])
+def test_compiled_twins_compute_the_same(again, changes):
+    "Values, router logits and gradients, with gradient checkpointing too; the parameters are shared."
+    model, (ids, positions, segments) = build(tiny(**changes)), packed_batch()
+    model.model.gradient_checkpointing = again
+
+    def run():
+        routers = []
+        hidden = model.hidden(ids, positions, segments, routers=routers)
+        loss = hidden.square().sum() + sum(r.square().sum() for r in routers)
+        return hidden, *routers, *torch.autograd.grad(loss, list(model.model.parameters()))
+
+    want, ran = run(), compiled(model)
+    for _ in range(3):
+        before = len(ran)
+        torch.testing.assert_close(run(), want, atol=1e-4, rtol=1e-4)
+        assert len(ran) - before >= 2
+    assert not any("compiled" in name or "_orig_mod" in name for name in model.state_dict())
+
+
+varlen_calls: list[int] = []
+
+
+@torch.library.custom_op("minimind_tests::varlen", mutates_args=())
+def varlen_op(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor, longest: int
+) -> torch.Tensor:
+    assert longest >= ends.diff().max()
+    varlen_calls.append(longest)
+    options = dict(window_size=(-1, 0), enable_gqa=q.shape[1] != k.shape[1])
+    return reference_kernel(q, k, v, ends, ends, longest, longest, **options)
+
+
+varlen_op.register_fake(lambda q, k, v, ends, longest: torch.empty_like(q))
+varlen_op.register_autograd(
+    lambda ctx, grad: (grad, grad[:, :2], grad[:, :2], None, None),
+    setup_context=lambda ctx, inputs, output: None,
+)
+
+
+def test_the_kernel_compiles_once(monkeypatch):
+    """As on CUDA: the kernel is one opaque operation, and neither the number of documents nor the
+    longest of them is compiled in. Its gradient here is nonsense; only the graphs count."""
+    monkeypatch.setattr(
+        attention,
+        "_kernel",
+        lambda q, k, v, ends, _, longest, __, **options: varlen_op(q, k, v, ends, longest),
+    )
+    monkeypatch.setattr(attention, "attend", attention._attend_varlen)
+    model = build(tiny())
+    varlen_calls.clear()
+    ran, seen = compiled(model), []
+    for step in range(16):
+        # the last ones of another size
+        ids, positions, segments = packed_batch(
+            *((4, 24) if step < 10 else (16 - step, 33)), seed=step
+        )
+        # and rows that are one document, whose longest is another
+        segments = torch.ones_like(segments) if step % 3 == 2 else segments
+        documents, before = find_documents(segments), len(ran)
+        model.hidden(ids, positions, documents=documents).sum().backward()
+        seen.append((len(ran) - before, graphs()))
+    assert len(varlen_calls) == 2 * 16
+    assert {n for n, _ in seen} == {2} and seen[9][1] <= 2 and seen[-1][1] <= 5
+
+
+def test_the_compiler_is_imported_only_by_its_users():
+    "It takes seconds, which a command that only wants to say something would lose."
+    code = "import sys, minimind.generate; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_have_no_compiled_twins(how):
+    "They would compute with the original's weights."
+    model, ids = build(tiny()), torch.randint(61, (2, 9))
+    ran = compiled(model)
+    twin = how(model)
+    with torch.no_grad():
+        twin.model.layers[0].mlp.down_proj.weight.zero_()
+    assert twin.model.compiled is None and model.model.compiled is not None
+    assert not torch.equal(twin(ids), model(ids)) and len(ran) == 2
+    assert twin.state_dict().keys() == model.state_dict().keys()
+
+
 # ---- rotary tables
 
 
@@ -615,14 +1090,70 @@ def test_bfloat16():
         assert (approx.float() - exact).abs().max() < 0.15 * scale
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_cache_is_in_the_dtype_of_the_products(dtype, monkeypatch):
+    "Under autocast: else every layer would cast the whole cache, in every step."
+    model, ids = build(tiny()).eval(), torch.randint(61, (2, 9))
+    met, real = set(), F.scaled_dot_product_attention
+
+    def listen(q, k, v, **options):
+        met.add((q.dtype, k.dtype, v.dtype))
+        return real(q, k, v, **options)
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", listen)
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        cache = model.new_cache(2, 12)
+        assert cache.k.dtype == cache.v.dtype == dtype
+        model(ids, cache=cache)
+        with Operations() as operations:
+            model(ids[:, :1], cache=cache)
+        generate(model, [[1, 2], [3, 4, 5]], 3, temperature=0, eos_token_id=())
+    assert met == {(dtype,) * 3}
+    assert not any(len(shape) == 4 and 10 in shape for shape in operations.casts)
+    assert model.new_cache(1, 4).k.dtype == torch.float32
+
+
+def test_a_norm_is_rounded_once_for_all_its_products():
+    layer, x = Attention(24, 4, 2, 6), torch.randn(2, 7, 24)
+    with torch.autocast("cpu", torch.bfloat16), Operations() as operations:
+        rounded = layer(x)
+    assert operations.casts[2, 7, 24] == 1
+    # what three roundings gave, to the last bit
+    with torch.autocast("cpu", torch.bfloat16):
+        q, k, v = (f(x).unflatten(-1, (-1, 6)) for f in (layer.q_proj, layer.k_proj, layer.v_proj))
+        q, k = layer.q_norm(q).to(v.dtype), layer.k_norm(k).to(v.dtype)
+        assert torch.equal(layer.o_proj(attend(q, k, v).flatten(2)), rounded)
+    with Operations() as operations:
+        layer(x)
+    assert not operations.casts
+
+
+def test_a_cache_layer_is_its_part_of_the_cache():
+    cache = KVCache(3, 2, 5, num_kv_heads=2, head_dim=4)
+    k, v = torch.randn(2, 2, 3, 2, 4)
+    got_k, got_v = cache.layer(1).update(k, v)
+    assert torch.equal(got_k, k) and torch.equal(got_v, v)
+    assert torch.equal(cache.k[1, :, :, :3].transpose(1, 2), k)
+    assert not cache.k[[0, 2]].any() and not cache.v[[0, 2]].any()
+    cache.advance(3)
+    got_k, _ = cache.layer(1).update(k[:, :1], v[:, :1])
+    assert torch.equal(got_k, torch.cat([k, k[:, :1]], 1))
+    with pytest.raises(ValueError, match="max_len=5"):
+        cache.layer(0).update(k, v)
+
+
 @pytest.mark.gpu
-def test_training_forward_never_waits_for_the_gpu():
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_forward_never_waits_for_the_gpu(precision):
     model = build(preset("ci")).cuda()
-    ids = torch.randint(6400, (2, 64), device="cuda")
-    positions = torch.arange(64, device="cuda").expand(2, -1)
-    model(ids, positions)  # lays out the tables
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        model(ids, positions).sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    ids, positions, segments = (t.cuda() for t in packed_batch(2, 64, vocab=6400))
+    documents = find_documents(segments.cpu()).to("cuda")
+    dtype = getattr(torch, precision)
+    for mode in ("default", "error"):  # the first lays out the tables
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+                model.hidden(ids, positions).sum().backward()
+                model.hidden(ids, positions, segments, documents=documents).sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -3,12 +3,14 @@ gradient; the losses and the block against Hugging Face's."""
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import (
     Qwen3MoeSparseMoeBlock,
@@ -18,6 +20,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import (
 from minimind.layers import SwiGLU
 from minimind.moe import (
     MoE,
+    _can_group,
     dispatch_grouped,
     dispatch_naive,
     dispatch_sorted,
@@ -26,13 +29,6 @@ from minimind.moe import (
     route,
     sort_by_expert,
     z_loss,
-)
-
-grouped = pytest.param(
-    dispatch_grouped,
-    marks=pytest.mark.skipif(
-        not hasattr(F, "grouped_mm"), reason="this torch has no public grouped_mm"
-    ),
 )
 
 
@@ -80,12 +76,12 @@ def test_sorted_equals_naive(N, D, hidden, E, k, seed):
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
-@pytest.mark.parametrize("dispatch", [dispatch_sorted, grouped])
+@pytest.mark.parametrize("dispatch", [dispatch_sorted, dispatch_grouped])
 def test_dispatch_equals_naive(dispatch, k):  # row lengths that the grouped product takes
     agree(dispatch, *tensors(67, 24, 40, 5, k))
 
 
-@pytest.mark.parametrize("dispatch", [dispatch_sorted, grouped])
+@pytest.mark.parametrize("dispatch", [dispatch_sorted, dispatch_grouped])
 def test_one_expert_takes_all(dispatch):
     inputs, experts = tensors(31, 8, 12, 4, 1, experts=torch.full((31, 1), 2))
     agree(dispatch, inputs, experts)
@@ -401,17 +397,57 @@ def test_z_loss():
     assert z_loss(torch.full((2, 4), 100.0, dtype=torch.bfloat16)).dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    "capability, dtype, width, grouped",
+    [
+        ((8, 0), torch.bfloat16, 64, False),
+        ((8, 9), torch.bfloat16, 64, False),
+        ((9, 0), torch.bfloat16, 64, True),
+        ((10, 3), torch.bfloat16, 64, True),
+        ((12, 0), torch.bfloat16, 64, False),
+        ((9, 0), torch.float32, 64, False),
+        ((9, 0), torch.float16, 64, False),
+        ((9, 0), torch.bfloat16, 60, False),
+    ],
+)
+def test_grouped_only_where_it_is_one_kernel(monkeypatch, capability, dtype, width, grouped):
+    "Elsewhere `F.grouped_mm` loops over the experts and waits for the host (pytorch #186620)."
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    x = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(8, width))
+    assert _can_group(x, torch.empty(4, 128, width), torch.empty(4, width, 64)) == grouped
+    assert not _can_group(torch.empty(8, 64, dtype=dtype), *torch.empty(2, 4, 64, 64))
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_forward_casts_each_matrix_once(k):
+    "And the backward pass none: under autocast it uses what the forward pass rounded."
+    layer, x, cast = MoE(24, 40, 4, k), torch.randn(2, 9, 24), []
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+            out = f(*args, **(kwargs or {}))
+            if f._schema.name == "aten::_to_copy" and out.dtype == torch.bfloat16:
+                cast.append(tuple(out.shape))
+            return out
+
+    with Casts():
+        with torch.autocast("cpu", torch.bfloat16):
+            y, _ = layer(x)
+        matrices = [(4, 80, 24), (4, 24, 40)]
+        assert sorted(s for s in cast if s in matrices) == sorted(matrices)
+        y.sum().backward()
+    assert sorted(s for s in cast if s in matrices) == sorted(matrices)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("k", [1, 2])
 def test_grouped_on_cuda(k):
-    from minimind.moe import _can_group
-
     # expert 3 gets nothing
     inputs, experts = tensors(512, 64, 128, 4, k, experts=torch.randint(0, 3, (512, k)))
     expected = value_and_grads(dispatch_sorted, inputs, experts)
     there = [t.detach().cuda().bfloat16().requires_grad_() for t in inputs]
     if not _can_group(there[0], *there[2:]):
-        pytest.skip("this GPU or torch has no grouped product")
+        pytest.skip("on this card the grouped product is a loop")
     experts_there = experts.cuda()
     # a wait for the device raises
     torch.cuda.set_sync_debug_mode("error")

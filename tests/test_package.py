@@ -221,6 +221,82 @@ WRONG = {
 }
 
 
+# ---- how the program begins and ends
+WATCHED = """
+import os, runpy, sys
+
+class Watch:
+    "Says what stands in the environment when PyTorch is looked for."
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            sys.meta_path.remove(self)
+            print("torch:", *(os.environ.get(k, "-") for k in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")))
+
+sys.meta_path.insert(0, Watch())
+sys.argv = ["minimind", "data", "list"]
+"""
+BEGINNINGS = {
+    "module": "runpy.run_module('minimind', run_name='__main__')",
+    # what an installed script does
+    "script": "from minimind.__main__ import main; sys.exit(main())",
+}
+
+
+def begin(how, **environment):
+    "The program begun in one of two ways: what it prints, in lines."
+    ours = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+    env = {k: v for k, v in os.environ.items() if k not in ours} | environment
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED + BEGINNINGS[how]],
+        cwd=root,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("how", BEGINNINGS)
+def test_waiting_threads_are_told_to_sleep_before_torch_is_loaded(how):
+    "libgomp reads its settings as it is loaded, and PyTorch loads it."
+    from minimind.__main__ import SPINS
+
+    assert begin(how)[0] == f"torch: {SPINS} -"
+
+
+@pytest.mark.parametrize("how", BEGINNINGS)
+def test_what_the_user_said_of_threads_stands(how):
+    assert begin(how, GOMP_SPINCOUNT="7")[0] == "torch: 7 -"
+    assert begin(how, OMP_WAIT_POLICY="active")[0] == "torch: - active"
+
+
+def test_the_installed_script_begins_there_too(wheel):
+    with zipfile.ZipFile(wheel) as z:
+        [name] = [n for n in z.namelist() if n.endswith("/entry_points.txt")]
+        scripts = z.read(name).decode()
+    assert "minimind = minimind.__main__:main" in scripts
+
+
+@pytest.mark.parametrize("processes", [1, 2])  # of torchrun, of which this is one
+@pytest.mark.parametrize(
+    "given, code, said",
+    [("0", 0, ""), ("None", 0, ""), ("3", 3, ""), ("'too hot'", 1, "too hot\n")],
+)
+def test_the_exit_code(processes, given, code, said):
+    "Whatever `SystemExit` carries."
+    program = (
+        "import sys, minimind.cli\n"
+        f"def stop(): raise SystemExit({given})\n"
+        "minimind.cli.main = stop\n"
+        "from minimind.__main__ import main\n"
+        "main()"
+    )
+    env = os.environ | {"WORLD_SIZE": str(processes)}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
 def test_types_are_seen_from_outside(wheel, tmp_path):
     """A script that is right passes `mypy --strict`; one with five mistakes has five errors. Torch
     and the others are not there: to read their types takes minutes, and test_types does it."""

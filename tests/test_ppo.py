@@ -313,6 +313,50 @@ def test_what_lies_outside_the_mask_does_not_matter():
     )
 
 
+FILLINGS = [-1e30, 200.0, math.inf, -math.inf, math.nan]
+
+
+@pytest.mark.parametrize("filling", FILLINGS)
+@pytest.mark.parametrize("which", [k for k in example() if k != "mask"])
+def test_no_filling_reaches_a_gradient(which, filling):
+    """Filling that is far apart in a single tensor: an exponential or a product of it would be
+    infinite, and 0 times infinity is NaN on the way back."""
+    for old in ("old_logps", None):
+        x = example(8)
+        x = x if old else x | dict(old_logps=None)
+        if x[which] is None:
+            continue
+        wild = x | {which: torch.where(x["mask"], x[which], filling)}
+        wild |= {k: wild[k].detach().requires_grad_() for k in ("logps", "values")}
+        results = []
+        for values in (x, wild):
+            # raises for a NaN anywhere on the way back, also where it is cut off again
+            with torch.autograd.set_detect_anomaly(True):
+                loss, metrics = ppo_loss(**values, beta=0.1)
+                gradients = torch.autograd.grad(loss, [values["logps"], values["values"]])
+            results.append((loss.detach(), gradients, metrics))
+        (want, gradients, metrics), (got, wild_gradients, wild_metrics) = results
+        assert torch.equal(got, want) and all(map(torch.equal, gradients, wild_gradients))
+        assert all(torch.equal(metrics[k], wild_metrics[k]) for k in metrics)
+        assert not any(g[~x["mask"]].any() for g in wild_gradients)
+
+
+@pytest.mark.parametrize("filling", FILLINGS)
+@pytest.mark.parametrize("which", ["values", "old_values", "returns"])
+def test_no_filling_reaches_the_critic(which, filling):
+    "The same for the value loss alone: what is used when the policy is done with a rollout."
+    x = example(9)
+    numbers = {k: x[k] for k in ("values", "old_values", "returns", "mask")}
+    wild = numbers | {which: torch.where(x["mask"], x[which], filling)}
+    wild["values"] = wild["values"].detach().requires_grad_()
+    with torch.autograd.set_detect_anomaly(True):
+        want, got = (ppo.value_loss(**v) for v in (numbers, wild))
+        (slope,), (wild_slope,) = (
+            torch.autograd.grad(loss, v["values"]) for loss, v in ((want, numbers), (got, wild))
+        )
+    assert torch.equal(want, got) and torch.equal(slope, wild_slope)
+
+
 @given(st.floats(-2, 2), st.floats(-3, 3))
 def test_the_clip_only_ever_takes_the_worse_view(log_ratio, advantage):
     ratio = torch.tensor(log_ratio, dtype=torch.float64).exp()

@@ -148,7 +148,11 @@ def result(out):
     clock."""
     out = Path(out)
     lines = [
-        {k: v for k, v in json.loads(l).items() if k not in ("seconds", "tokens_per_second")}
+        {
+            k: v
+            for k, v in json.loads(l).items()
+            if k not in ("seconds", "tokens_per_second", "data_seconds")
+        }
         for l in (out / "metrics.jsonl").read_text().splitlines()
     ]
     newest = max((out / "trainer").glob("step-*"))

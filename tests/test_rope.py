@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -322,19 +323,19 @@ def test_ntk_slows_the_slowest_by_the_factor(head_dim, theta, factor):
 
 @pytest.mark.parametrize("scaling", (None, LINEAR, YARN))
 def test_tables_and_scores(scaling):
-    """Halves are equal; scores depend on the distance only; lengths change by the attention factor
+    """Halves are equal but for the sign of the sines; scores depend on the distance only; lengths change by the attention factor
     and nothing else."""
     inv_freq, attention_factor = scaled_frequencies(32, 1e6, scaling)
     cos, sin = rope_tables(32, 600, 1e6, scaling)
     assert cos.shape == sin.shape == (600, 32) and cos.dtype == sin.dtype == torch.float32
-    assert torch.equal(cos[:, :16], cos[:, 16:]) and torch.equal(sin[:, :16], sin[:, 16:])
+    assert torch.equal(cos[:, :16], cos[:, 16:]) and torch.equal(sin[:, :16], -sin[:, 16:])
     exact = torch.outer(torch.arange(600.0).double(), inv_freq.double())
     # a float32 angle near 600 is off by up to 3e-5
     torch.testing.assert_close(
         cos[:, :16].double(), exact.cos() * attention_factor, atol=1e-4, rtol=0
     )
     torch.testing.assert_close(
-        sin[:, :16].double(), exact.sin() * attention_factor, atol=1e-4, rtol=0
+        sin[:, 16:].double(), exact.sin() * attention_factor, atol=1e-4, rtol=0
     )
     q, k = torch.randn(2, 1, 50, 2, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
@@ -369,5 +370,32 @@ def test_tables_equal_a_qwen3_with_yarn():
     theirs = module(torch.zeros(1), torch.arange(8192)[None])
     # frequencies differ in the last bit (6e-8 of itself), which position 8,191 turns into 1e-3 of a
     # radian for the fastest mixed pair
-    for ours, their in zip(rope_tables(32, 8192, 1e6, YARN), theirs):
+    cos, sin = rope_tables(32, 8192, 1e6, YARN)
+    # theirs put the sign on the queries and keys
+    for ours, their in zip((cos, sin * torch.tensor([-1.0, 1.0]).repeat_interleave(16)), theirs):
         torch.testing.assert_close(ours, their[0], atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("scaling", (None, YARN))
+def test_the_sign_in_the_table_changes_no_bit(dtype, scaling):
+    "Against the rotation with the minus on a plain sine, and without its passes over the tables."
+    x = torch.randn(2, 40, 3, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    cos, sin = rope_tables(32, 40, 1e6, scaling)
+    inv_freq, attention_factor = scaled_frequencies(32, 1e6, scaling)
+    angles = torch.outer(torch.arange(40.0), inv_freq).repeat(1, 2)
+    plain = angles.sin() * attention_factor
+    signed = torch.cat([-plain[..., :16], plain[..., 16:]], dim=-1)
+    want = torch.addcmul(x * cos.unsqueeze(-2), x.roll(16, dims=-1), signed.unsqueeze(-2))
+    assert torch.equal(apply_rope(x, cos, sin), want.to(dtype))
+    called = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+            called.append(f._schema.name.removeprefix("aten::"))
+            return f(*args, **(kwargs or {}))
+
+    with Calls():
+        apply_rope(x, cos, sin)
+    rounded = ["_to_copy"] if dtype == torch.bfloat16 else []
+    assert sorted(set(called)) == sorted([*rounded, "addcmul", "mul", "roll", "unsqueeze"])

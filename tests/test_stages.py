@@ -740,3 +740,80 @@ def test_chat_templates_by_name(world, tmp_path):
     write("{")
     with pytest.raises(ValueError, match="tokenizer_config.json is damaged"):
         Tokenizer.from_file(tmp_path)
+
+
+# ---- precision, chosen for the command line
+
+
+def plain(tmp_path, **changes):
+    return pretrain.PretrainConfig(out=str(tmp_path / "run"), device="cpu", **changes)
+
+
+def test_the_command_line_takes_the_fastest_precision(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("MINIMIND_DTYPE", raising=False)
+    monkeypatch.setattr(stages, "fastest_dtype", lambda device: torch.bfloat16)
+    stages._say_once.cache_clear()
+    assert stages.fast(plain(tmp_path)).dtype == "bfloat16"
+    assert stages.fast(plain(tmp_path)).dtype == "bfloat16"
+    assert capsys.readouterr().out.count("computing in bfloat16") == 1
+    assert stages.fast(plain(tmp_path, dtype="float32")).dtype == "float32"
+    monkeypatch.setattr(stages, "fastest_dtype", lambda device: torch.float32)
+    assert stages.fast(plain(tmp_path)).dtype == "auto"
+
+
+@pytest.mark.parametrize("then", ["bfloat16", "float32", "auto"])
+def test_a_run_goes_on_in_its_precision(tmp_path, monkeypatch, then):
+    "Whatever is fastest on the machine where it goes on."
+    monkeypatch.setattr(stages, "fastest_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(stages, "run_state", lambda out: {"settings": {"dtype": then}})
+    cfg = plain(tmp_path, heldout_one_in=50, epochs=1.0, lr=0.1, muon_lr=0.1)
+    assert settled(stages.fast(cfg)).dtype == then
+
+
+# ---- compiled layers
+
+
+def small(layers=2):
+    torch.manual_seed(0)
+    shape = dict(hidden_size=32, num_attention_heads=2, num_key_value_heads=1)
+    return MiniMind(
+        ModelConfig(**shape, num_hidden_layers=layers, intermediate_size=64, vocab_size=50)
+    )
+
+
+def test_a_layer_that_cannot_be_compiled_runs_as_it_is(monkeypatch, capsys):
+    model, ids = small(), torch.randint(0, 50, (2, 8))
+    want = model(ids)
+
+    def broken(graph, inputs):
+        raise RuntimeError("no such instruction")
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda block: real(block, backend=broken))
+    model.model.compiled = [stages.CompiledBlock(block) for block in model.model.layers]
+    assert stages.compiled_line(model) == "compiled: 2 of 2 layers"
+    torch.testing.assert_close(model(ids), want)
+    said = capsys.readouterr().out
+    assert said.count("a layer runs as it is from now on") == 2 and "BackendCompiler" in said
+    assert stages.compiled_line(model) == "compiled: 0 of 2 layers"
+    model(ids)
+    assert capsys.readouterr().out == ""
+
+
+def test_too_many_programs_are_said(monkeypatch, capsys):
+    "Rows of ever other form: the limit is ours, and reaching it is no secret."
+    model = small(1)
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda block: real(block, backend="eager", dynamic=False))
+    monkeypatch.setattr(stages.CompiledBlock, "variants", 3)
+    model.model.compiled = [stages.CompiledBlock(block) for block in model.model.layers]
+    for T in range(4, 10):
+        ids = torch.randint(0, 50, (2, T))
+        torch.testing.assert_close(model(ids), small(1)(ids))
+    assert "a layer runs as it is from now on" in capsys.readouterr().out
+    assert stages.compiled_line(model) == "compiled: 0 of 1 layers"
+    assert torch._dynamo.config.recompile_limit == 8  # the setting of others is as it was
+
+
+def test_nothing_is_said_of_layers_that_nobody_compiles():
+    assert stages.compiled_line(small()) == ""

@@ -30,10 +30,13 @@ class Alphabet(Batches):
     def __init__(self, cfg):
         self.cfg, self.tokens_per_epoch = cfg, 4 * cfg.batch_size * 16
 
-    def at(self, step):
+    ahead = True  # a function of the step alone: made while the step before is computed
+
+    def at(self, step, rank=0, world_size=1):
         g = torch.Generator().manual_seed(self.cfg.seed + step % self.steps_per_epoch)
         first = torch.randint(self.cfg.letters, (self.cfg.batch_size, 1), generator=g)
         ids = 40 + (first + torch.arange(16)) % self.cfg.letters
+        ids = ids[rank::world_size]
         return dict(input_ids=ids, labels=ids)
 
     def fingerprint(self):
