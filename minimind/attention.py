@@ -123,10 +123,13 @@ def find_documents(
 # %% ../nbs/06_attention.ipynb #c6a3c390
 def _attend_by_document(q, k, v, documents):
     "Causal attention inside each document, which needs no mask."
-    lengths = documents.lengths
-    pieces = [x.reshape(1, -1, *x.shape[2:]).split(lengths, dim=1) for x in (q, k, v)]
-    out = [_attend_dense(*document, mask=None) for document in zip(*pieces)]
-    return torch.cat(out, dim=1).view(q.shape)
+    # a processor goes back through attention quicker in float32, whatever is around it
+    exact = torch.promote_types(q.dtype, torch.float32)
+    rows = [x.to(exact).reshape(1, -1, *x.shape[2:]) for x in (q, k, v)]
+    pieces = [x.split(documents.lengths, dim=1) for x in rows]
+    with torch.autocast(q.device.type, enabled=False):
+        out = [_attend_dense(*document, mask=None) for document in zip(*pieces)]
+    return torch.cat(out, dim=1).view(q.shape).to(q.dtype)
 
 # %% ../nbs/06_attention.ipynb #815afeeb
 def _kernel(*tensors, **options):
