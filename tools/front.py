@@ -33,13 +33,18 @@ def curve(folder):  # of a stage
 
 def record_run(folder):  # of `minimind run`
     "The few numbers of a run that the front page needs. Raises `FileNotFoundError` without one."
+    import torch
     from bench import provenance
+
+    from minimind.checkpoint import run_state
 
     measured = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     config = json.loads((folder / "sft/config.json").read_text(encoding="utf-8"))
     curves = {stage: curve(folder / stage) for stage in STAGES}
     stages = [path.parent for path in sorted(folder.glob("*/metrics.jsonl"))]
-    out = provenance("A run of all stages at size `ci` on the shipped texts: `make run`.")
+    then = run_state(folder / "sft")["settings"]["computed_in"].removeprefix("torch.")
+    title = "A run of all stages at size `ci` on the shipped texts: `make run`."
+    out = provenance(title, dtype=getattr(torch, then))
     out["minutes"] = round(measured.get("minutes", 0), 1)  # an older run doesn't know
     out["training_minutes"] = round(sum(curve(stage)[-1][0] for stage in stages), 1)
     out["vocab_size"] = config["vocab_size"]
