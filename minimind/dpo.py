@@ -332,8 +332,7 @@ class PairBatches(Batches):
         return self.rows(numbers) | idle
 
     def sources(self, step: int, rank: int = 0, world_size: int = 1) -> list[str]:
-        numbers, _ = rows_of_rank(self.order.at(step), rank, world_size)
-        return [self.pairs[n].where for n in numbers]
+        return [self.pairs[n].where for n in self.order.at(step)[rank::world_size]]
 
     def fingerprint(self) -> dict:
         return {"tokens_per_epoch": self.tokens_per_epoch, "data_sha256": self.sha256}

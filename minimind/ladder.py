@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import minimind
-from .checkpoint import checkpoints, saved_step
+from .checkpoint import checkpoints, run_state, saved_step
 from .core import fastest_dtype, get_device, sample, size, write_json
 from .data import Batches, JsonlReader, open_store
 from .evaluate import answers_row, converse, measure_files
@@ -123,6 +123,7 @@ def _climb_one(name, rung, where, steps, **how):
     say("", *wrap(f"{name} once more, {rung.beside}: what the result is to be judged by"))
     out = f"{where[name]}_baseline"
     how |= dict(rung.baseline, eval_first=False)  # it begins where the other one began
+    how["dtype"] = run_state(where[name])["settings"]["computed_in"].removeprefix("torch.")
     return last, stage.run(fast(stage.config(out=out, **how)))
 
 # %% ../nbs/62_ladder.ipynb #a7c1c778

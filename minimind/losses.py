@@ -212,7 +212,8 @@ def located(
 ) -> Located:
     """The batch with `learned`, `documents` and `real`, each where it applies, its texts counted
     row after row. One that has them comes back as it is."""
-    if isinstance(batch, Located):
+    # a copy that somebody made of one has the tensors and nothing else
+    if isinstance(batch, Located) and (batch.learned is not None or "labels" not in batch):
         return batch
     out = Located(batch)
     if "labels" in batch:

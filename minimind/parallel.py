@@ -250,7 +250,8 @@ class FSDP(Strategy):
         return cls(model, cfg)
 
     def forward(self, loss_fn: LossFunction, batch: Batch, last: bool) -> tuple:
-        return self.sharded_model.root(loss_fn, batch)
+        # not as an argument: on a card FSDP copies those, and makes plain ones of a `Located`
+        return self.sharded_model.root(lambda model, _: loss_fn(model, batch), {})
 
     def average(self, divisor: torch.Tensor | None) -> None:
         by = divisor * self.scale

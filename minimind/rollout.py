@@ -709,7 +709,7 @@ class RolloutBatches(Batches, RolloutState):
     def sources(self, step: int, rank: int = 0, world_size: int = 1) -> list[str]:
         if not self.holds(step):
             return []
-        own = self.rollout["prompt"][rows_of_rank(self.rows_of(step), rank, world_size)[0]]
+        own = self.rollout["prompt"][self.rows_of(step)[rank::world_size]]
         return [self.prompts[i].where for i in own.tolist()]
 
     def fingerprint(self) -> dict[str, Any]:

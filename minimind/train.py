@@ -7,9 +7,9 @@ __all__ = ['NOT_NEGATIVE', 'POSITIVE', 'AT_LEAST_1', 'SHARE', 'RATE', 'RESUME', 
            'GPUS', 'PRICES', 'Bound', 'one_of', 'option', 'options', 'refuse', 'check_types', 'check_bounds',
            'WatchConfig', 'RunConfig', 'DeviceConfig', 'check_together', 'TrainConfig', 'split_rows', 'rows_per_rank',
            'micro_batches', 'Portion', 'portion_of', 'RunStrategy', 'Strategy', 'DataParallel', 'LossScaler', 'Totals',
-           'add_up', 'compute_gradients', 'StepResult', 'train_step', 'NonFinite', 'bad_sources', 'explain_nonfinite',
-           'Saver', 'total_steps', 'own_place', 'BatchFeed', 'Run', 'next_batch', 'record', 'pause', 'fit',
-           'bad_sources_of_all', 'BadSteps', 'random_state', 'set_random_state', 'same_random_numbers', 'stop_signals',
+           'add_up', 'compute_gradients', 'StepResult', 'train_step', 'NonFinite', 'broken_rows', 'bad_sources',
+           'explain_nonfinite', 'Saver', 'total_steps', 'own_place', 'BatchFeed', 'Run', 'next_batch', 'record',
+           'pause', 'fit', 'BadSteps', 'random_state', 'set_random_state', 'same_random_numbers', 'stop_signals',
            'signals_of_all_ranks', 'Screen', 'RunLog', 'GPU', 'gpu_of', 'Machine', 'at_rest', 'sample_text',
            'Evaluations', 'stop_if', 'warnings_of', 'conclude', 'guarded', 'seconds_a_step']
 
@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
@@ -378,8 +378,10 @@ class RunStrategy:
         """Be told the precision of the run's matrix products. Raises `ValueError` for one that is
         not possible."""
         # losses are sums here, of which PyTorch's first scale would be for a mean
-        scale = LossScaler.first / 2.0 ** math.ceil(math.log2(positions))
-        self.scaler = LossScaler(scale) if dtype == torch.float16 else None
+        least = 2.0 ** -math.ceil(math.log2(positions))
+        self.scaler = (
+            LossScaler(LossScaler.first * least, least) if dtype == torch.float16 else None
+        )
 
 # %% ../nbs/16_train.ipynb #5fc8c02f
 class Strategy(RunStrategy):
@@ -458,8 +460,9 @@ class LossScaler(Stateful):
     first: float = 2.0**16  # for a loss that is a mean
     growth_interval: int = 2000  # good steps
 
-    def __init__(self, scale: float = first) -> None:
+    def __init__(self, scale: float = first, least: float = 1.0) -> None:
         self.scale, self.good = scale, 0  # good steps since the scale was changed
+        self.least = least  # a gradient that overflows at this scale is broken
 
     def after(self, finite: bool) -> None:
         "A step is over; was its gradient finite?"
@@ -524,7 +527,11 @@ def _packed_up(micro: Located, device: torch.device) -> Located:
         fits = v.dtype == torch.int64 and v.numel() and not int(v.abs().max()) >> 31
         return (v.int() if fits else v).pin_memory()
 
-    return micro.each(small)
+    packed = micro.each(small)
+    if packed.documents is not None:
+        ends = packed.documents.cu_seqlens.pin_memory()
+        packed.documents = replace(packed.documents, cu_seqlens=ends)
+    return packed
 
 
 def _forward(
@@ -633,7 +640,8 @@ def train_step(
     told, metrics, norm = totals.read(strategy.clip(cfg.clip))
     loss, weight, tokens = told.pop("loss"), told.pop("weight"), int(told.pop("tokens"))
     result = StepResult(loss / _divisor(weight), weight, norm, metrics, tokens, told)
-    overflow = strategy.scale > 1 and math.isfinite(result.loss) and not result.finite
+    scaled = strategy.scaler is not None and strategy.scale > strategy.scaler.least
+    overflow = scaled and math.isfinite(result.loss) and not result.finite
     late = strategy.update(result.finite)
     return result._replace(overflow=overflow, norm=norm if late is None else late)
 
@@ -643,14 +651,14 @@ class NonFinite(RuntimeError):
 
 
 @torch.no_grad()
-def bad_sources(
+def broken_rows(
     model: torch.nn.Module,
     batch: Batch,  # rows first
     loss_fn: LossFunction,
     sources: list[str],  # `file:line` of the documents, row after row, segment after segment
     dtype: torch.dtype = torch.float32,  # of the matrix products
-) -> list[str]:  # the sources to look at first
-    "The sources of the rows whose own loss is not finite; all of them if no row stands out."
+) -> list[str]:  # none: no row is, or nobody knows which document is where
+    "The sources of the rows whose own loss is not finite."
     device, fine = next(model.parameters()).device, []
     for row in split_rows({k: v for k, v in batch.items() if k != "idle"}, 1):
         row = located(row).to(device)
@@ -658,9 +666,23 @@ def bad_sources(
             fine.append(math.isfinite(float(loss_fn(model, row)[0])))
     documents = batch["segment_ids"].flatten(1).amax(1).tolist() if "segment_ids" in batch else []
     fine = [ok for ok, n in zip(fine, documents) for _ in range(n)]
-    if len(fine) != len(sources) or all(fine):
-        return sources
-    return [source for source, ok in zip(sources, fine) if not ok]
+    known = len(fine) == len(sources)
+    return [source for source, ok in zip(sources, fine) if not ok] if known else []
+
+
+def bad_sources(
+    model: torch.nn.Module,  # all as in `broken_rows`
+    batch: Batch,
+    loss_fn: LossFunction,
+    sources: list[str],
+    dtype: torch.dtype = torch.float32,
+) -> list[str]:  # the sources to look at first
+    """The sources of the rows that are broken, in all processes: each looks through its own. If no
+    row of anybody stands out, all sources."""
+    look = model, batch, loss_fn, sources, dtype
+    found = gather_objects(lambda: (broken_rows(*look), sources))
+    named = [source for some, _ in found for source in some]
+    return named or [source for _, own in found for source in own]
 
 # %% ../nbs/16_train.ipynb #2356737e
 def _likely_cause(step, result, broken, some_rows):  # some_rows: is it some rows, and not all?
@@ -856,7 +878,9 @@ def next_batch(
         with run.strategy.unsharded() if run.batches.needs_model else nullcontext():
             return run.feed.take(step)
     except Exception:  # a reward function that fails, a disk that is gone
-        if step > run.first:
+        # rows fail in the process that they belong to, rollouts in all: only then all can save
+        together = run.batches.needs_model or not run.strategy.lockstep or rank_and_size()[1] == 1
+        if step > run.first and together:
             run.saver.save(step, dict(run.log.window))
         raise
     finally:
@@ -944,15 +968,6 @@ def fit(
 MAX_SKIPS = 10  # bad steps in a row that `on_nan="skip"` bears before it stops after all
 
 
-def bad_sources_of_all(*look: Any) -> list[str]:  # as for `bad_sources`
-    """The documents to look at first, of all processes: each looks through its own rows. If no row
-    of anybody stands out, all of them."""
-    sources = look[3]
-    found = gather_objects(lambda: (bad_sources(*look), sources))
-    named = [s for some, own in found if len(some) < len(own) for s in some]
-    return named or [s for some, _ in found for s in some]
-
-# %% ../nbs/16_train.ipynb #ca4313dc
 class BadSteps:
     "What becomes of steps whose loss or gradient is not finite."
 
@@ -974,12 +989,12 @@ class BadSteps:
         if good:
             return
         with strategy.unsharded():
-            look = strategy.model, batch, self.loss_fn, sources, self.dtype
-            suspects = bad_sources_of_all(*look)
+            suspects = bad_sources(strategy.model, batch, self.loss_fn, sources, self.dtype)
             documents = sum(all_gather(len(sources)))
             message = explain_nonfinite(step, result, strategy.model, suspects, documents)
         if file := self.saver.save_batch(batch):
-            message += f" The batch is kept in {file}."
+            whose = "The batch is" if rank_and_size()[1] == 1 else "The first process's rows are"
+            message += f" {whose} kept in {file}."
         if self.cfg.on_nan == "stop":
             raise NonFinite(f"{message} With --on-nan skip such a step is left out.")
         if self.in_a_row > MAX_SKIPS:
@@ -1394,5 +1409,5 @@ def seconds_a_step(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         end = time.perf_counter()
-    gradients = (middle - start) * count_tokens(whole) / count_tokens(micro)
+    gradients = (middle - start) * count_tokens(whole) / max(1, count_tokens(micro))
     return making + gradients + end - middle

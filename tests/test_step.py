@@ -479,3 +479,38 @@ def test_the_log_of_a_card(monkeypatch, tmp_path):
     assert old.rate("bfloat16") == 0 and old.rate("float16") == 65
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some other card")
     assert "mfu" not in training.Machine(Card(), cfg, torch.bfloat16).numbers(1e6)
+
+
+# ---- what a reader of the code found
+
+
+def test_a_copy_of_a_located_batch_is_looked_through_again():
+    "FSDP on a card makes a new dict of every argument: with the tensors, without what was found."
+    batch = located(filled(4, 24))
+    copy = type(batch)(batch.items())
+    assert copy.learned is None
+    (a, n, _), (b, m, _) = (causal_lm_loss(tiny(), x) for x in (batch, copy))
+    assert n == m and float(a.detach()) == pytest.approx(float(b.detach()), rel=1e-6)
+
+
+def test_the_first_scale_fits_a_sum(monkeypatch):
+    """As large for a mean as PyTorch's; an overflow is one as long as the scale may fall: to what
+    would be 1 for a mean."""
+    strategy = training.DataParallel(tiny())
+    strategy.compute_in(torch.float16, 16 * 256)
+    assert strategy.scale * 4096 == 2.0**16 and strategy.scaler.least * 4096 == 1
+    falls = 0
+    while strategy.scale > strategy.scaler.least:
+        strategy.scaler.after(False)
+        falls += 1
+    assert falls == 16
+
+
+def test_rows_that_are_all_broken_are_still_named(monkeypatch):
+    "Of two processes one has nothing but bad rows: it is that one whose documents are named."
+    model, two = tiny(), dict(filled(2, 24), segment_ids=torch.ones(2, 24, dtype=int))
+    broken = lambda model, batch: (causal_lm_loss(model, batch)[0] * math.nan, 1, {})
+    mine, others = ["a:1", "a:2"], ["b:1", "b:2"]
+    monkeypatch.setattr(training, "gather_objects", lambda make: [make(), ([], others)])
+    assert training.bad_sources(model, two, broken, mine) == mine
+    assert training.bad_sources(model, two, causal_lm_loss, mine) == mine + others
