@@ -40,7 +40,7 @@ from .model import MiniMind
 from .optim import lr_factor
 from .tokenizer import Tokenizer
 from .train import DataParallel, Saver, Strategy, TrainConfig, options, random_state
-from .train import set_random_state
+from .train import set_random_state, warmup_steps
 
 # %% ../nbs/18_checkpoint.ipynb #c42bb194
 class RunFolder:
@@ -547,7 +547,7 @@ def run_total(
 def _schedule(settings):
     "What `lr_factor` wants besides the step, as `fit` chooses it."
     total = run_total(settings)
-    warmup = min(settings["warmup"], total // 5)
+    warmup = warmup_steps(settings["warmup"], total)
     return total, warmup, settings["schedule"], settings["final_lr"]
 
 

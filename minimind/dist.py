@@ -210,10 +210,9 @@ def max_over_ranks(number: int) -> int:
     return int(largest)
 
 # %% ../nbs/14_dist.ipynb #ddcfd9ae
-def _sum_over_ranks(grads):
+def _sum_bucket(grads):
     "Add up gradients of one dtype over all processes, in place, in one message."
-    flat = torch.cat([g.flatten() for g in grads])
-    dist.all_reduce(flat)
+    flat = sum_over_ranks(torch.cat([g.flatten() for g in grads]))
     for g, summed in zip(grads, flat.split([g.numel() for g in grads])):
         g.copy_(summed.view_as(g))
 
@@ -233,12 +232,12 @@ def all_reduce_gradients(
             p.grad = torch.zeros_like(p)
         full = size + p.grad.numel() > bucket
         if waiting and (full or waiting[0].dtype != p.grad.dtype):
-            _sum_over_ranks(waiting)
+            _sum_bucket(waiting)
             waiting, size = [], 0
         waiting.append(p.grad)
         size += p.grad.numel()
     if waiting:
-        _sum_over_ranks(waiting)
+        _sum_bucket(waiting)
 
 # %% ../nbs/14_dist.ipynb #fa6f7094
 def zero_stage(

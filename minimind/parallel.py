@@ -28,8 +28,8 @@ from .core import Stateful, read_json
 from .dist import rank_and_size, sum_over_ranks, zero_stage
 from .losses import Batch
 from .model import Block
-from .optim import Muon, Optimizers, build_optimizer
-from .train import DataParallel, LossFunction, Strategy, TrainConfig
+from .optim import Muon, Optimizers
+from .train import DataParallel, LossFunction, Strategy, TrainConfig, make_optimizers
 
 # %% ../nbs/50_parallel.ipynb #268d3e8b
 class LossModule(nn.Module):
@@ -67,8 +67,8 @@ class DDP(DataParallel):
 
     @classmethod
     def build(cls, model: nn.Module, cfg: TrainConfig) -> DataParallel:  # alone: the plain one
-        plain = DataParallel.build(model, cfg)
-        return cls(model, plain.optimizers) if rank_and_size()[1] > 1 else plain
+        kind = cls if rank_and_size()[1] > 1 else DataParallel
+        return kind(model, make_optimizers(model, cfg))
 
     def sending(self, last: bool) -> AbstractContextManager[None]:
         "A block in which gradients are sent, or only kept."
@@ -175,8 +175,7 @@ def sharded_optimizers(
 ) -> ShardedOptimizers:
     "The optimizers that the config asks for, of shares."
     muon = partial(ShardedMuon, shapes={share: shapes[name] for name, share in shares.items()})
-    rates = dict(lr=cfg.lr, muon_lr=cfg.muon_lr, weight_decay=cfg.weight_decay)
-    plain = build_optimizer(Named(shares), cfg.optimizer, **rates, muon=muon)
+    plain = make_optimizers(Named(shares), cfg, muon=muon)
     return ShardedOptimizers(plain.optimizers, plain.names)
 
 # %% ../nbs/50_parallel.ipynb #afd4cf7d
@@ -530,11 +529,6 @@ def in_this_precision(
 
     return wrapped
 
-# %% ../nbs/50_parallel.ipynb #8aa0937b
-def _plain_optimizers(model, cfg):
-    rates = dict(lr=cfg.lr, muon_lr=cfg.muon_lr, weight_decay=cfg.weight_decay)
-    return build_optimizer(model, cfg.optimizer, **rates)
-
 # %% ../nbs/50_parallel.ipynb #10908ebc
 class DeepSpeed(Strategy):
     """DeepSpeed's engine takes the steps: optimizer state in shares (ZeRO stage 1), gradients too
@@ -543,7 +537,7 @@ class DeepSpeed(Strategy):
     lockstep: bool = True
 
     def __init__(self, model: nn.Module, cfg: TrainConfig) -> None:  # on its device
-        settings, plain = deepspeed_settings(cfg.deepspeed, cfg), _plain_optimizers(model, cfg)
+        settings, plain = deepspeed_settings(cfg.deepspeed, cfg), make_optimizers(model, cfg)
         self.engine = start_engine(model, plain.optimizers[0], settings)
         self.weights = ZERO_STAGES[zero_stage(settings)](model, self.engine)
         super().__init__(model, DeepSpeedOptimizer(plain, self.weights))

@@ -701,7 +701,7 @@ class RolloutBatches(Batches, RolloutState):
 
     def observe(self, result: StepResult) -> None:  # of the step on the last batch
         speed = result.tokens / (time.perf_counter() - self.handed_out)
-        self.measured |= {"update_tokens_per_second": speed}
+        self.measured = self.measured | {"update_tokens_per_second": speed}
 
     def numbers(self) -> dict[str, float]:
         return self.measured

@@ -548,6 +548,11 @@ def data_line(batches: PackedBatches) -> str:
     return out
 
 # %% ../nbs/20_stage.ipynb #1c5cc82b
+def _say_if(line):
+    if line:
+        print(line)
+
+
 def _say_plan(numbers):
     say(*(line for text in format_plan(numbers).splitlines() for line in wrap(text)))
 
@@ -555,7 +560,6 @@ def _say_plan(numbers):
 def _say_ranks(cfg, device):
     if rank_and_size()[1] > 1:
         print(format_ranks(cfg, device))
-    return {}
 
 
 def _make_strategy(model, cfg, dtype):
@@ -586,22 +590,21 @@ def run_stage(
     device = get_device(cfg.device)
     dtype = get_dtype(device, cfg.dtype)
     prepare_model(model.to(device), cfg)
-    if few := few_steps(cfg, model, batches, loss_fn, device, dtype):
-        print(few)
+    _say_if(few_steps(cfg, model, batches, loss_fn, device, dtype))
     _say_plan(plan(model, batches, cfg, device, dtype, loss_fn, frozen_models, dry_run))
     if dry_run:
-        return _say_ranks(cfg, device)
+        _say_ranks(cfg, device)
+        return {}
     strategy = _make_strategy(model, cfg, dtype)
     fingerprint = {"stage": desc} | stage_fingerprint(cfg, model, tokenizer, batches, dtype)
     folder = folder or ModelFolder(model, tokenizer)
     saver = make_saver(cfg, folder, stateful or {}, fingerprint, strategy)
-    measure = evaluate and (lambda: evaluate(model))
+    measure = evaluate and partial(evaluate, model)
     speak = partial(sample_text, model, tokenizer, cfg)
     with listening(cfg, saver.settings, desc) as listener:
-        beside = saver, measure, desc, strategy, listener, speak
-        last = fit(model, batches, loss_fn, strategy.optimizers, cfg, dtype, *beside)
-    if line := compiled_line(model):
-        print(line)
+        what = model, batches, loss_fn, strategy.optimizers, cfg, dtype
+        last = fit(*what, saver, measure, desc, strategy, listener, speak)
+    _say_if(compiled_line(model))
     return last
 
 # %% ../nbs/20_stage.ipynb #8ecad4f3

@@ -6,12 +6,13 @@
 __all__ = ['NOT_NEGATIVE', 'POSITIVE', 'AT_LEAST_1', 'SHARE', 'RATE', 'RESUME', 'LossFunction', 'Micros', 'STOPS', 'MAX_SKIPS',
            'GPUS', 'PRICES', 'Bound', 'one_of', 'option', 'options', 'refuse', 'check_types', 'check_bounds',
            'WatchConfig', 'RunConfig', 'DeviceConfig', 'check_together', 'TrainConfig', 'split_rows', 'rows_per_rank',
-           'micro_batches', 'Portion', 'portion_of', 'RunStrategy', 'Strategy', 'DataParallel', 'LossScaler', 'Totals',
-           'add_up', 'compute_gradients', 'StepResult', 'train_step', 'NonFinite', 'broken_rows', 'bad_sources',
-           'explain_nonfinite', 'Saver', 'total_steps', 'own_place', 'BatchFeed', 'Run', 'next_batch', 'record',
-           'pause', 'fit', 'BadSteps', 'random_state', 'set_random_state', 'same_random_numbers', 'stop_signals',
-           'signals_of_all_ranks', 'Screen', 'RunLog', 'GPU', 'gpu_of', 'Machine', 'at_rest', 'sample_text',
-           'Evaluations', 'stop_if', 'warnings_of', 'conclude', 'guarded', 'seconds_a_step']
+           'micro_batches', 'Portion', 'portion_of', 'RunStrategy', 'Strategy', 'make_optimizers', 'DataParallel',
+           'LossScaler', 'Totals', 'add_up', 'compute_gradients', 'StepResult', 'train_step', 'NonFinite',
+           'broken_rows', 'bad_sources', 'explain_nonfinite', 'Saver', 'total_steps', 'own_place', 'BatchFeed',
+           'warmup_steps', 'Run', 'next_batch', 'record', 'pause', 'fit', 'BadSteps', 'random_state',
+           'set_random_state', 'same_random_numbers', 'stop_signals', 'signals_of_all_ranks', 'Screen', 'RunLog', 'GPU',
+           'gpu_of', 'Machine', 'at_rest', 'sample_text', 'Evaluations', 'stop_if', 'warnings_of', 'conclude',
+           'guarded', 'seconds_a_step']
 
 # %% ../nbs/16_train.ipynb #7a36b4fc
 import math
@@ -422,6 +423,16 @@ class Strategy(RunStrategy):
             self.scaler.after(move)
         return None
 
+# %% ../nbs/16_train.ipynb #a2d8e934
+def make_optimizers(
+    model: torch.nn.Module,
+    cfg: TrainConfig,
+    **more: Any,  # as for `build_optimizer`
+) -> Optimizers:
+    "The optimizers that a config asks for."
+    rates = dict(lr=cfg.lr, muon_lr=cfg.muon_lr, weight_decay=cfg.weight_decay)
+    return build_optimizer(model, cfg.optimizer, **rates, **more)
+
 # %% ../nbs/16_train.ipynb #a7286c2d
 class DataParallel(Strategy):
     """Each process holds the whole model and computes its own rows; then gradients are summed, by
@@ -432,10 +443,7 @@ class DataParallel(Strategy):
 
     @classmethod
     def build(cls, model: torch.nn.Module, cfg: TrainConfig) -> "DataParallel":
-        optimizers = build_optimizer(
-            model, cfg.optimizer, cfg.lr, cfg.muon_lr, weight_decay=cfg.weight_decay
-        )
-        return cls(model, optimizers)
+        return cls(model, make_optimizers(model, cfg))
 
     def add_up(self) -> None:
         "Sum the gradients over all processes."
@@ -818,12 +826,12 @@ class BatchFeed:
             self.pool.shutdown(cancel_futures=True)
 
 
-def _warmup(cfg: TrainConfig, total: int) -> int:
-    "Steps of rising learning rate. A short run must reach its rate too."
-    most = total // 5
-    if cfg.warmup > most:
-        say(f"warm-up: {most} steps, a fifth of the run (--warmup {cfg.warmup} would be more)")
-    return min(cfg.warmup, most)
+def warmup_steps(
+    warmup: int,  # that a config asks for
+    total: int,  # steps of the run
+) -> int:
+    "Steps of rising learning rate: at most a fifth, for a short run must reach its rate too."
+    return min(warmup, total // 5)
 
 # %% ../nbs/16_train.ipynb #435dd7ef
 STOPS = signal.SIGINT, signal.SIGTERM  # signals that ask a run to stop
@@ -850,18 +858,21 @@ class Run:
         self.total, self.seen, self.started = total_steps(cfg, batches), [], 0.0
         self.first = self.saver.load()  # puts everything back
         _check_same_steps(self.first, self.total, cfg.out)
-        warmup = _warmup(cfg, self.total)
+        warmup = warmup_steps(cfg.warmup, self.total)
+        if warmup < cfg.warmup:
+            less = f"warm-up: {warmup} steps, a fifth of the run"
+            say(f"{less} (--warmup {cfg.warmup} would be more)")
         self.schedule = self.total, warmup, cfg.schedule, cfg.final_lr  # for `lr_factor`
         # preferences and rewards have units of their own, or none
         self.in_nats = loss_fn is causal_lm_loss
         unit = " nats" if self.in_nats else ""
         progress, listener = self.saver.progress, listener or LogListener()
-        self.log = RunLog(cfg, self.first, self.total, progress, desc, unit, listener)
+        machine = Machine(strategy.model, cfg, dtype)
+        self.log = RunLog(cfg, self.first, self.total, progress, desc, unit, listener, machine)
         self.evaluations = Evaluations(evaluate, speak, cfg, self.total)
         self.bad_steps = BadSteps(cfg, loss_fn, dtype, self.saver)
         device = next(strategy.model.parameters()).device
         self.feed = BatchFeed(batches, cfg, device, self.total)
-        self.log.machine = Machine(strategy.model, cfg, dtype)
 
     def tell(self) -> dict[str, float]:
         "What the other processes are told with a step: has somebody asked this one to stop?"
@@ -1135,13 +1146,14 @@ class RunLog(Screen):
         desc: str,  # who speaks
         unit: str,  # of the loss
         listener: LogListener,
+        machine: "Machine",
     ):
         super().__init__(cfg.shown, desc, unit, first, total)
         self.every, self.listener, self.first_loss = cfg.log_every, listener, None
         self.quiet = rank_and_size()[0] > 0
         file = os.devnull if self.quiet else Path(cfg.out) / "metrics.jsonl"
         self.history, self.window = MetricsLog(file, first), LogWindow(progress)
-        self.machine: Machine | None = None
+        self.machine = machine
 
     def write(self, **numbers: float | None) -> None:
         "A line for the file and for the listener."
@@ -1155,8 +1167,7 @@ class RunLog(Screen):
         if not due and step > self.first + 1:
             return
         numbers = self.window.line(step, lr, norm)
-        if self.machine is not None:
-            numbers |= self.machine.numbers(numbers["tokens_per_second"])
+        numbers |= self.machine.numbers(numbers["tokens_per_second"])
         self.show(step, numbers, self.window["seconds"] / self.window["steps"])
         if due:
             self.write(**numbers)

@@ -13,6 +13,16 @@ SHAPE = dict(
     vocab_size=400,
     max_position_embeddings=512,
 )
+# as small as a model can be and still have two of everything
+TINY_SHAPE = dict(
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    intermediate_size=40,
+    vocab_size=61,
+)
 # for comparisons with other programs: weights large enough that a mistake shows
 COMPARED_SHAPE = dict(
     hidden_size=48,

@@ -25,19 +25,10 @@ from minimind.model import MiniMind, preset
 from minimind.optim import build_optimizer
 from minimind.ppo import ActorCritic, PPOConfig, actor_critic_loss
 from minimind.rewards import RewardModel, preference_reward_loss
+from shared import TINY_SHAPE
 from minimind.train import LossScaler, TrainConfig, compute_gradients, fit, portion_of, train_step
 
-V = 61
-SHAPE = dict(
-    hidden_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=8,
-    intermediate_size=40,
-    vocab_size=V,
-    max_position_embeddings=128,
-)
+SHAPE, V = TINY_SHAPE, TINY_SHAPE["vocab_size"]
 cpu, f32 = torch.device("cpu"), torch.float32
 
 

@@ -49,17 +49,9 @@ from minimind.log import (
     wrap,
 )
 from minimind.stage import format_plan, plan
+from shared import TINY_SHAPE
 
-V = 61
-TINY = ModelConfig(
-    hidden_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=8,
-    intermediate_size=40,
-    vocab_size=V,
-)
+TINY, V = ModelConfig(**TINY_SHAPE), TINY_SHAPE["vocab_size"]
 cpu, f32 = torch.device("cpu"), torch.float32
 root = Path(__file__).resolve().parents[1]
 
