@@ -361,11 +361,22 @@ def decode_speed(device, dtype):
     ]
 
 
+def rollout_requests(prompts, copies, most, stop, seed):
+    "One for each completion, the completions of a prompt one after another."
+    from minimind.generate import Request
+    from minimind.sampling import spread_seed
+
+    rows = [p for p in prompts for _ in range(copies)]
+    how = dict(temperature=1.0, top_p=1.0, eos_token_id=tuple(stop))
+    seeds = spread_seed(seed, len(rows))
+    return [Request(p, most, seed=s, **how) for p, s in zip(rows, seeds)]
+
+
 def rollout_way(model, hf, prompts, copies, most, stop, device):
     """Two functions that draw a rollout from the same model, ours and `transformers`' with nothing
     but temperature 1; each returns tokens drawn, an end token included, and columns of the longest.
     """
-    from minimind.generate import decode_steps
+    from minimind.generate import complete
 
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)
@@ -373,21 +384,8 @@ def rollout_way(model, hf, prompts, copies, most, stop, device):
     marks = torch.tensor(stop, device=device)
 
     def ours(seed):
-        steps = [
-            len(rows)
-            for rows, *_ in decode_steps(
-                model,
-                prompts,
-                most,
-                temperature=1.0,
-                top_p=1.0,
-                eos_token_id=stop,
-                seed=seed,
-                copies=copies,
-                logprobs=True,
-            )
-        ]
-        return sum(steps), len(steps)
+        told = complete(model, rollout_requests(prompts, copies, most, stop, seed))
+        return sum(map(len, told)), max(map(len, told))
 
     def theirs(seed):
         torch.manual_seed(seed)
@@ -437,7 +435,7 @@ def rollout_task(name):
 def added_memory(name, what, device):
     """MiB that one rollout, or one update on as many rows, adds at its peak. To be called in a
     fresh process, for what is freed is not given back to the system at once."""
-    from minimind.generate import decode_steps
+    from minimind.generate import complete
     from minimind.rollout import Completion, completion_rows, rollout_logps
 
     model, prompts, stop = rollout_task(name)
@@ -445,19 +443,7 @@ def added_memory(name, what, device):
     dtype, copies, most = get_dtype(device), ROLLOUT["copies"], ROLLOUT["most"]
 
     def sampling():
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            for _ in decode_steps(
-                model,
-                prompts,
-                most,
-                temperature=1.0,
-                top_p=1.0,
-                eos_token_id=stop,
-                seed=0,
-                copies=copies,
-                logprobs=True,
-            ):
-                pass
+        complete(model, rollout_requests(prompts, copies, most, stop, 0), dtype=dtype)
 
     lengths = (
         np.random.default_rng(1)

@@ -79,12 +79,13 @@ def answer_all(engine, requests):
     come. Returns the replies, and of each the seconds to its first and to its last token."""
     from minimind.generate import Request
 
+    how = dict(temperature=0, eos_token_id=())
     waiting, replies, times, step = list(requests), {}, {}, 0
     while waiting or engine.busy:
         while waiting and waiting[0][0] <= step:
             _, ids, new = waiting.pop(0)
             start = time.perf_counter()
-            number = engine.add(Request(ids, new, temperature=0, ignore_eos=True))
+            number = engine.add(Request(ids=ids, max_new_tokens=new, **how))
             replies[number], times[number] = [], [start]
         for event in engine.step() if engine.busy else ():
             replies[event.id].append(event.token)
@@ -295,6 +296,8 @@ def compare(args):
     only = [n for n in CONTESTANTS if n in args.only and (build or not n.startswith("llama"))]
     result["note"] = f"llama.cpp: {build}." if build else "llama.cpp was not at hand."
     print(result["note"])
+    result["note"] += " Same tokens: those before the first that differs from transformers'; with "
+    result["note"] += "random weights rounding soon makes another text, half precision's too."
     cases = [("greedy", shape, n, only) for shape in args.shapes for n in AT_ONCE]
     mine = [name for name in only if name == "ours"]
     cases += [("arrivals", SHAPES[0], max(AT_ONCE), mine)]

@@ -815,7 +815,7 @@ def eval_flags(p: Parser) -> None:
 def _about(path, lm, options):
     "What is opened, in a line."
     from minimind.checkpoint import run_state
-    from minimind.generate import TEMPERATURE
+    from minimind.sampling import TEMPERATURE
     from minimind.hub import sampling_options
     from minimind.model import num_parameters
 

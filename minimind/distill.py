@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from .chat import encode_chat, parse_conversation
 from .core import IGNORE, atomic_folder, compute_dtype, get_device, get_dtype, precision
 from .core import read_json, seed_everything, write_json, write_text
-from .data import Batches, JsonlReader, PackedBatches, is_jsonl, map_by_length
+from .data import Batches, JsonlReader, PackedBatches, is_jsonl
 from .generate import generate, stop_ids
 from .hub import load_config, weights_sha256
 from .log import Shown
@@ -575,7 +575,6 @@ def sample_teacher(
     temperature: float = 1.0,  # of the draws; with 1 and top_p=1 from the teacher's distribution
     top_p: float = 1.0,
     seed: int = 0,  # of the draws
-    batch_size: int = 64,  # questions at a time
 ) -> Counter:  # rows written, and left out for what reason
     """Let a teacher answer, and write what it says as conversations that `sft` can be given. A
     reply that did not end, or that is empty, would teach just that, and is left out."""
@@ -586,11 +585,7 @@ def sample_teacher(
     seeds = torch.randint(2**63 - 1, (len(ids),), generator=generator).tolist()
     how = dict(temperature=temperature, top_p=top_p)
 
-    def answer(some):  # numbers of questions
-        draws = [seeds[i] for i in some]
-        return generate(teacher, [ids[i] for i in some], max_new_tokens, seed=draws, **how)
-
-    replies = map_by_length(answer, range(len(ids)), batch_size, lambda i: len(ids[i]))
+    replies = generate(teacher, ids, max_new_tokens, seed=seeds, **how) if ids else []
     rows, counts = _finished(asked, replies, tokenizer, stop_ids(teacher))
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return counts + Counter(written=len(rows))

@@ -349,19 +349,14 @@ def answers(
     tokenizer: Tokenizer,
     conversations: Sequence[list[dict]],  # lists of messages that end with the user's
     max_new_tokens: int = 96,  # a reply
-    batch_size: int = 64,  # conversations at a time
     thinking: bool | None = None,  # as in `encode_chat`
     **sampling: Any,  # as for `generate`; without a word about it: greedy
 ) -> list[str]:
     "Replies, in the order of the conversations."
     sampling = dict(temperature=0) | sampling
-
-    def draw(prompts):
-        return generate(model, prompts, max_new_tokens, **sampling)
-
     how = dict(thinking=thinking, add_generation_prompt=True)
     prompts = [encode_chat(tokenizer, messages, **how)[0] for messages in conversations]
-    replies = map_by_length(draw, prompts, batch_size)
+    replies = generate(model, prompts, max_new_tokens, **sampling) if prompts else []
     return [tokenizer.decode(ids, skip_special=True) for ids in replies]
 
 # %% ../nbs/19_evaluate.ipynb #83f4a695

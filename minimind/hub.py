@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 
 from .chat import CHAT_TEMPLATE
 from .core import atomic_path, get_dtype, read_json, write_json
-from .generate import TEMPERATURE, TOP_P
 from .model import MiniMind, ModelConfig
+from .sampling import TEMPERATURE, TOP_P
 from .tokenizer import Tokenizer
 
 # %% ../nbs/17_hub.ipynb #5c65f751
@@ -379,7 +379,7 @@ def _read_generation_config(path):  # of a model folder
 def sampling_options(
     model: MiniMind,
     **given: Any,  # what the user wants; None: as the model says
-) -> dict[str, Any]:  # arguments of `generate.decode_steps`; what nobody has named is not there
+) -> dict[str, Any]:  # arguments of `generate.generate`; what nobody has named is not there
     "How a model is to be sampled: as it says itself, but for what is given."
     said = {k: v for k, v in model.generation_config.items() if v is not None}
     known = ("temperature", "top_k", "top_p", "repetition_penalty", "eos_token_id")

@@ -17,7 +17,7 @@ from .chat import encode_chat, parse_reply
 from .checkpoint import model_kind, newest_run
 from .core import get_device, read_json
 from .evaluate import text_ids
-from .generate import stream
+from .generate import Engine, Request
 from .hub import load_pretrained, sampling_options
 from .lora import load_lora
 from .model import MiniMind, ModelConfig
@@ -31,8 +31,8 @@ _OPTIONS = (
 )
 
 
-class TextModel:
-    "A model, its tokenizer and its way to sample: text in, text out."
+class _Writer:
+    "A model, its tokenizer and its way to sample."
 
     def __init__(
         self,
@@ -42,13 +42,34 @@ class TextModel:
         self.model, self.tokenizer = model, tokenizer
         # what holds where an argument is None: `temperature`, `top_p` …
         self.defaults: dict[str, Any] = sampling_options(model)
+        self._engine: Engine | None = None
+        self._weights: tuple[int, ...] = ()  # their versions, when the engine laid them out
+
+    @property
+    def engine(self) -> Engine:
+        "What writes: kept, for the tokens of a conversation need not be computed again."
+        weights = tuple(weight._version for weight in self.model.parameters())
+        if self._engine is None:
+            context = self.model.config.max_position_embeddings
+            # two slots, for a second text may be begun before the first is done
+            self._engine = Engine(self.model, 2, context, tokenizer=self.tokenizer)
+        elif weights != self._weights:
+            # somebody has trained it meanwhile
+            self._engine.load(self.model)
+        self._weights = weights
+        return self._engine
 
     def write(self, ids: Sequence[int], **options: Any) -> Iterator[str]:
         "What the model writes after some tokens, in pieces; options as in `generate.stream`."
         said = {name: value for name, value in options.items() if value is not None}
         # the bytes of one character are no repetition
         said = self.defaults | {"penalty_exempt": self.tokenizer.partial_ids} | said
-        return stream(self.model, self.tokenizer, ids, **said)
+        events = self.engine.stream(Request(ids, **said))
+        yield from (event.text for event in events if event.text)
+
+# %% ../nbs/61_library.ipynb #7e042f4f
+class TextModel(_Writer):
+    "A model, its tokenizer and its way to sample: text in, text out."
 
     def generate(
         self,

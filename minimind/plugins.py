@@ -67,6 +67,8 @@ PLUGINS: dict[str, dict[str, Plugin]] = {
     "listener": {"trackers": Plugin("minimind.track:Trackers", "trackers, each in a thread")},
     # who draws completions if not the model itself, a `rollout.RolloutEngine`
     "engine": {"server": Plugin("minimind.remote:ServerEngine", "a vLLM or SGLang server")},
+    # how an inference engine multiplies by a matrix, a `generate.Product`, if not in floats
+    "product": {"int8": Plugin("minimind.quantize:int8_product", "weights in eight bits")},
 }
 
 # %% ../nbs/91_plugins.ipynb #5c897a27

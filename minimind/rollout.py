@@ -29,7 +29,7 @@ from .core import IGNORE, Stateful, precision
 from .data import Batches, EpochRows, map_by_length, pad
 from .dist import broadcast_object, gather_objects, rank_and_size, rows_of_rank
 from .dpo import ReadRows, read_rows
-from .generate import decode_steps, stop_ids
+from .generate import Request, complete, stop_ids
 from .losses import final_states, lm_logprobs, located
 from .model import MiniMind
 from .rewards import RewardMix, parse_reward, prompt_messages
@@ -169,7 +169,7 @@ class LocalEngine(RolloutEngine):
         self,
         model: MiniMind,
         dtype: torch.dtype = torch.float32,  # of the matrix products: the learner's
-        rows: int = 512,  # completions decoded at once, at most (but never less than a prompt's)
+        rows: int = 512,  # completions decoded at once, at most: fewer where they are long
     ) -> None:
         self.model, self.dtype, self.rows, self.stop = model, dtype, rows, stop_ids(model)
 
@@ -181,26 +181,20 @@ class LocalEngine(RolloutEngine):
         temperature: float,
         seed: int | Sequence[int],
     ) -> list[list[Completion]]:
-        prompts, out = list(prompts), []
-        seeds = row_seeds(seed, len(prompts) * group_size)
-        size = max(1, self.rows // group_size)
-        for at in range(0, len(prompts), size):
-            part = prompts[at : at + size]
-            own = seeds[at * group_size : (at + len(part)) * group_size]
-            out += self._sample(part, group_size, max_new_tokens, temperature, own)
-        return out
-
-    def _sample(self, prompts, group_size, max_new_tokens, temperature, seeds):
-        ids, logps = [[] for _ in seeds], [[] for _ in seeds]
-        device = next(self.model.parameters()).device
-        options = dict(top_p=1.0, seed=seeds, copies=group_size, logprobs=True)
-        with precision(device, self.dtype):
-            for step in decode_steps(self.model, prompts, max_new_tokens, temperature, **options):
-                for row, token, value in zip(*step):
-                    ids[row].append(token)
-                    logps[row].append(value)
-        done = [Completion(i, values, i[-1] not in self.stop) for i, values in zip(ids, logps)]
+        # a prompt's completions one after another: it is computed once
+        rows = [ids for ids in prompts for _ in range(group_size)]
+        if group_size < 1:
+            raise ValueError(f"group_size={group_size!r}: draw at least one completion a prompt")
+        how = dict(temperature=temperature, top_p=1.0)
+        seeds = row_seeds(seed, len(rows))
+        requests = [Request(ids, max_new_tokens, seed=s, **how) for ids, s in zip(rows, seeds)]
+        told = complete(self.model, requests, self.rows, self.dtype)
+        done = [self._completion(events) for events in told]
         return [done[at : at + group_size] for at in range(0, len(done), group_size)]
+
+    def _completion(self, events):
+        ids, logps = [e.token for e in events], [e.logp for e in events]
+        return Completion(ids, logps, ids[-1] not in self.stop)
 
 # %% ../nbs/33_rollout.ipynb #40ff7327
 def _told(values):  # log-probabilities, None where a server does not say

@@ -22,11 +22,11 @@ from .core import IGNORE, seed_everything
 from .data import REUSED, JsonlReader, PackedBatches, TokenStore, chat_row, chat_text
 from .data import heldout_share, read_documents, run_store
 from .evaluate import check_question, exact_match
-from .generate import TEMPERATURE
 from .log import Shown
 from .hub import generation_config
 from .losses import causal_lm_loss, lm_loss
 from .model import MiniMind, num_parameters
+from .sampling import TEMPERATURE
 from .stage import NOTHING_HELD_OUT, SMALL, Rung, Stage, StageConfig, data_line, load_init
 from .stage import run_stage, work_folder
 from .tokenizer import Tokenizer

@@ -40,7 +40,7 @@ from .core import Stateful, precision
 from .data import Batches, text_start
 from .dist import all_gather, all_reduce_gradients, gather_objects, max_over_ranks
 from .dist import peer_errors, rank_and_size, sum_over_ranks
-from .generate import TEMPERATURE, generate
+from .generate import generate
 from .log import WIDTH, LogListener, LogWindow, MetricsLog, Shown, count_tokens
 from .log import format_line, format_seconds, format_shown, odd_first_loss
 from .log import odd_last_loss, say, summary, wrap
@@ -48,6 +48,7 @@ from .losses import Batch, Located, causal_lm_loss, located
 from .model import MiniMind, flops_per_token
 from .optim import SCHEDULES, Optimizers, build_optimizer, lr_factor
 from .plugins import plugin_names
+from .sampling import TEMPERATURE
 from .tokenizer import Tokenizer
 
 # %% ../nbs/16_train.ipynb #16821cfd

@@ -812,14 +812,14 @@ def test_chat(there, say, monkeypatch):
 
     seen, replies = [], iter([["Hel", "lo."], ["Fine", KeyboardInterrupt()], [], ["New."], ["?"]])
 
-    def stream(model, tokenizer, ids, **options):
-        seen.append(tokenizer.decode(ids))
+    def write(model, ids, **options):
+        seen.append(model.tokenizer.decode(ids))
         for piece in next(replies):
             if isinstance(piece, BaseException):
                 raise piece
             yield piece
 
-    monkeypatch.setattr(minimind.library, "stream", stream)
+    monkeypatch.setattr(minimind.library.TextModel, "write", write)
     typed(monkeypatch, "one", "  ", "two", "three", "/new", "four", "/quit", "never")
     code, out, err = say("chat", "tuned", "--system", "Sys.")
     assert code == 0 and err == "" and "Hello.\n" in out and "Fine …\n" in out

@@ -1,18 +1,28 @@
-"""Generation against Hugging Face's, and its promises: a batch is each row alone, seeds repeat,
-streams show whole characters, bad requests say why."""
+"""The clients of the engine against Hugging Face's generation, and their promises: a batch is each
+row alone, seeds repeat, streams show whole characters, bad requests say why."""
 
+import dataclasses
 import inspect
 import math
+import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import assume, example, given, settings, strategies as st
 
 from minimind.chat import encode_chat
-from minimind.generate import chat, decode_steps, generate, stop_ids, stream
-from minimind.sampling import draw_next, keep_top_k, keep_top_p, penalise, sample_next, warp_logits
+from minimind.generate import (
+    Engine,
+    Request,
+    Scheduler,
+    TextDecoder,
+    chat,
+    complete,
+    generate,
+    stop_ids,
+    stream,
+)
 from minimind.model import MiniMind, ModelConfig
 from minimind.tokenizer import Tokenizer
 
@@ -81,33 +91,21 @@ prompts_of = st.lists(
 )
 
 
-class Parrot:
-    """A model that says a given list of ids, whatever it hears: `decode_steps` needs no more than
-    this of a model."""
+def scripted(script, eos=2):
+    "The option that makes a model say a given list of ids, whatever it thinks, and then end."
+    return {"allowed": lambda so_far: [[*script, eos][min(len(so_far), len(script))]]}
 
-    def __init__(self, script, vocab_size, eos=2):
-        self.config = ModelConfig(
-            vocab_size=vocab_size,
-            hidden_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            num_key_value_heads=1,
-            intermediate_size=8,
-            eos_token_id=eos,
-        )
-        self.script, self.said = script, 0
-        self.model = SimpleNamespace(embed_tokens=torch.nn.Embedding(vocab_size, 8))
 
-    def new_cache(self, batch_size, max_len):
-        return None
-
-    def hidden(self, ids, positions, segments, cache):
-        token = self.script[self.said] if self.said < len(self.script) else self.config.eos_token_id
-        self.said += 1
-        return torch.nn.functional.one_hot(torch.tensor([[token]]), self.config.vocab_size).float()
-
-    def lm_head(self, x):
-        return x
+def fixed(logits):
+    "A model with the same logits after every token."
+    V, D = len(logits), 8
+    shape = dict(vocab_size=V, hidden_size=D, num_hidden_layers=1, num_attention_heads=1)
+    model = build(**shape, num_key_value_heads=1, intermediate_size=D).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.fill_(0.0 if "layers" in name else 1.0)
+        model.lm_head.weight.copy_(torch.tensor(logits)[:, None].expand(V, D) / D)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +114,6 @@ def tokenizer():
         "你好，世界。春眠不觉晓，处处闻啼鸟。",
         "a fox and a 🦊, naïve café. the the the end",
     ] * 3
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return Tokenizer.train(texts, vocab_size=400)
@@ -140,136 +136,6 @@ def test_penalised_greedy_is_hugging_faces(model, reference, prompts, penalty):
     assert generate(model, prompts, 12, temperature=0, repetition_penalty=penalty) == hf_generate(
         reference, prompts, 12, repetition_penalty=penalty
     )
-
-
-@given(
-    st.integers(0, 999),
-    st.floats(0.1, 3),
-    st.integers(0, 80),
-    st.floats(0.05, 1),
-    st.floats(0.2, 8),
-)
-@example(0, 1.0, 0, 1e-6, 1.0)
-@example(0, 1.0, 1, 1.0, 1.0)
-def test_warped_like_hugging_face(seed, temperature, top_k, top_p, spread):
-    from transformers import (
-        LogitsProcessorList,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
-
-    torch.manual_seed(seed)
-    logits = spread * torch.randn(3, V)
-    chain = (
-        [TemperatureLogitsWarper(temperature)]
-        + ([TopKLogitsWarper(top_k)] if top_k else [])
-        + ([TopPLogitsWarper(top_p)] if top_p < 1 else [])
-    )
-    want, got = (
-        LogitsProcessorList(chain)(None, logits).softmax(-1),
-        warp_logits(logits, temperature, top_k, top_p).softmax(-1),
-    )
-    # a token right at the border may be rounded to either side
-    if (edge := (want > 0) != (got > 0)).any():
-        ordered = (logits / temperature).softmax(-1).sort(descending=True).values.cumsum(-1)
-        if top_k:
-            ordered = (
-                LogitsProcessorList(chain[:2])(None, logits)
-                .softmax(-1)
-                .sort(descending=True)
-                .values.cumsum(-1)
-            )
-        for row in edge.any(-1).nonzero()[:, 0]:
-            assert (ordered[row] - top_p).abs().min() < 1e-5 and edge[row].sum() == 1
-    else:
-        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-4)
-
-
-@given(st.integers(0, 999), st.floats(0.5, 4))
-def test_penalised_like_hugging_face(seed, penalty):
-    from transformers import RepetitionPenaltyLogitsProcessor
-
-    torch.manual_seed(seed)
-    logits, ids = 3 * torch.randn(3, V), torch.randint(V, (3, 10))
-    seen = torch.zeros(3, V, dtype=torch.bool).scatter_(1, ids, True)
-    torch.testing.assert_close(
-        penalise(logits, seen, penalty),
-        RepetitionPenaltyLogitsProcessor(penalty)(ids, logits.clone()),
-    )
-
-
-# ---- choosing a token
-
-
-@given(st.integers(0, 999), st.floats(0.01, 1), st.sampled_from([5, 300, 1000]), st.floats(0, 8))
-def test_nucleus_is_the_smallest_set(seed, p, size, spread):
-    "Also where the nucleus is larger than the 256 candidates that are looked at first."
-    torch.manual_seed(seed)
-    logits = spread * torch.randn(2, size)
-    probs, kept = logits.softmax(-1), keep_top_p(logits, p).isfinite()
-    for row in range(2):
-        inside, outside = probs[row][kept[row]], probs[row][~kept[row]]
-        assert len(inside) and inside.sum() >= p - 1e-5
-        # without its least it would be too small
-        assert inside.sum() - inside.min() < p + 1e-5
-        assert not len(outside) or outside.max() <= inside.min() + 1e-9
-
-
-@given(st.integers(0, 999), st.integers(1, 90))
-def test_top_k_keeps_k(seed, k):
-    torch.manual_seed(seed)
-    logits = torch.randn(2, V)
-    kept = keep_top_k(logits, k).isfinite()
-    assert (kept.sum(-1) == min(k, V)).all()
-    # equals of the k-th stay, as at Hugging Face
-    assert keep_top_k(torch.zeros(1, 4), 2).isfinite().all()
-
-
-@given(st.integers(0, 999), st.integers(1, 5), st.sampled_from([0.0, 1e-7, 0.5, 1 - 2**-24]))
-def test_a_draw_is_never_of_a_removed_token(seed, top_k, u):
-    torch.manual_seed(seed)
-    logits = 4 * torch.randn(5, V)
-    drawn = sample_next(logits, 1.0, top_k=top_k, uniform=torch.full((5,), u))
-    assert keep_top_k(logits, top_k).gather(1, drawn[:, None]).isfinite().all()
-
-
-def test_draws_follow_the_distribution():
-    torch.manual_seed(0)
-    logits, n = 2 * torch.randn(1, 12), 40_000
-    want = warp_logits(logits, 0.8, 9, 0.95).softmax(-1)[0]
-    counts = sample_next(logits.expand(n, -1), 0.8, 9, 0.95).bincount(minlength=12)
-    assert (counts[want == 0] == 0).all()
-    z = (counts / n - want)[want > 0] / (want * (1 - want) / n)[want > 0].sqrt()
-    # standard errors; seeded
-    assert z.abs().max() < 4.5
-
-
-@given(
-    st.integers(0, 999), st.floats(0.2, 3), st.sampled_from([0, 3, 9]), st.sampled_from([1.0, 0.7])
-)
-def test_a_draw_tells_its_probability(seed, temperature, top_k, top_p):
-    torch.manual_seed(seed)
-    logits = 4 * torch.randn(6, V)
-    tokens, logps = draw_next(logits, temperature, top_k, top_p)
-    want = (
-        warp_logits(logits, temperature, top_k, top_p)
-        .log_softmax(-1)
-        .gather(1, tokens[:, None])[:, 0]
-    )
-    torch.testing.assert_close(logps, want, atol=2e-5, rtol=1e-5)
-    assert draw_next(logits, 0)[1].tolist() == [0.0] * 6 and torch.equal(
-        draw_next(logits, 0)[0], logits.argmax(-1)
-    )
-
-
-def test_extreme_temperatures():
-    logits = torch.tensor([[3.0, 1.0, 3.5, -2.0]])
-    for tiny in (0, 1e-3, 1e-30):
-        assert sample_next(logits, tiny).item() == 2
-    assert warp_logits(1e4 * logits, 1e-37).softmax(-1).isfinite().all()
-    assert torch.allclose(warp_logits(logits, 1e6).softmax(-1), torch.full((1, 4), 0.25), atol=1e-4)
-    assert sample_next(torch.tensor([[0.0, -torch.inf]]), 1.0).item() == 0
 
 
 # ---- batches
@@ -357,27 +223,39 @@ def test_cache_rows_in_a_new_order(order):
     )
 
 
-def test_finished_rows_leave_the_batch(model):
+def test_finished_rows_cost_nothing(model, monkeypatch):
     prompts = [[a, b] for a in range(3, 13) for b in (20, 41)]
     free = generate(model, prompts, 12, temperature=0, eos_token_id=())
     # a token at which rows end at many different steps
     eos = max(range(V), key=lambda i: len({row.index(i) for row in free if i in row}))
-    sizes, hidden = [], model.hidden
-    model.hidden = lambda ids, *rest: sizes.append(len(ids)) or hidden(ids, *rest)
-    try:
-        steps = list(decode_steps(model, prompts, 12, temperature=0, eos_token_id=eos))
-    finally:
-        del model.hidden
-    assert sizes == [len(rows) for rows, _ in steps] and len(set(sizes)) > 2, sizes
-    want = [row[: row.index(eos) + 1] if eos in row else row for row in free]
-    got = [[] for _ in prompts]
-    for rows, tokens in steps:
-        for row, token in zip(rows, tokens):
-            got[row].append(token)
-    assert got == want
+    sizes, schedule = [], Scheduler.schedule
+
+    def watched(scheduler):
+        kinds = schedule(scheduler)
+        sizes.append(sum(map(len, kinds)))
+        return kinds
+
+    monkeypatch.setattr(Scheduler, "schedule", watched)
+    got = generate(model, prompts, 12, temperature=0, eos_token_id=eos)
+    assert got == [row[: row.index(eos) + 1] if eos in row else row for row in free]
+    alive = [sum(len(row) > t for row in got) for t in range(12)]
+    assert sizes == [n for n in alive if n] and len(set(sizes)) > 2, sizes
 
 
-def test_cached_decoding_is_the_plain_loop(model):
+SHAPES = {
+    "dense": {},
+    "tied": dict(tie_word_embeddings=True),
+    "no norm of queries and keys": dict(qk_norm=False),
+    "experts": dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
+    "experts, one shared": dict(
+        num_experts=4, norm_topk_prob=True, shared_expert_intermediate_size=24
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_cached_decoding_is_the_plain_loop(shape):
+    model = build(**shape)
     ids = [7, 8, 9]
     for _ in range(12):
         with torch.no_grad():
@@ -386,8 +264,8 @@ def test_cached_decoding_is_the_plain_loop(model):
 
 
 def test_gradients_are_off_inside_and_untouched_outside(model):
-    steps = decode_steps(model, [[5]], 3, temperature=0)
-    next(steps)
+    events = Engine(model, slots=1).stream(Request([5], 3, temperature=0))
+    next(events)
     assert torch.is_grad_enabled() and all(p.grad is None for p in model.parameters())
 
 
@@ -412,12 +290,7 @@ def test_several_end_tokens(model):
 
 def test_end_tokens_are_never_penalised():
     "A chat prompt is full of them: the model would be talked out of ending."
-
-    class Fixed(Parrot):
-        def hidden(self, ids, *rest):
-            return torch.tensor([[[-5.0, -5, 1.0, -5, 0.9, -5]]])
-
-    model = Fixed([], 6)
+    model = fixed([-5.0, -5, 1.0, -5, 0.9, -5])
     # 2 was seen, and ends nevertheless
     assert generate(model, [2, 3], 4, temperature=0, repetition_penalty=2.0) == [2]
     # where 2 ends nothing, it is a token like others
@@ -502,16 +375,44 @@ def test_a_path_is_no_model_anywhere(tokenizer):
 
 
 def test_all_forms_have_the_same_options():
-    "What `help` shows of `generate`, `stream` and `chat` is what `decode_steps` does."
-    shared, own = inspect.signature(decode_steps).parameters, ("copies", "logprobs")
-    first = list(shared).index("temperature")
-    options = [name for name in list(shared)[first:] if name not in own]
-    for function in (generate, stream, chat):
+    "What `help` shows of `generate` is what a `Request` does, and all of that goes everywhere."
+    fields = {f.name: f for f in dataclasses.fields(Request)}
+    shown = inspect.signature(generate).parameters
+    options = [name for name in shown if name not in ("model", "prompts", "more")]
+    assert all(shown[name].default == fields[name].default for name in options)
+    assert all(f"\n    {name} " in generate.__doc__ for name in options)
+    for function in (stream, chat):
         theirs = inspect.signature(function).parameters
-        assert list(theirs)[-len(options) :] == options
-        for name in ("max_new_tokens", *options):
-            assert theirs[name].default == shared[name].default
-        assert all(f"\n    {name} " in generate.__doc__ for name in options)
+        assert theirs["max_new_tokens"].default == fields["max_new_tokens"].default
+        assert theirs["options"].kind is inspect.Parameter.VAR_KEYWORD
+
+
+def test_options_reach_the_request(model, tokenizer):
+    for ask in (
+        lambda **how: generate(model, [5], 3, **how),
+        lambda **how: list(stream(model, tokenizer, [5], 3, **how)),
+        lambda **how: chat(build(vocab_size=len(tokenizer)), tokenizer, "a", 3, **how),
+    ):
+        with pytest.raises(ValueError, match="min_p=2: must be in"):
+            ask(min_p=2)
+        with pytest.raises(TypeError, match="no_such_option"):
+            ask(no_such_option=1)
+    assert generate(model, [5], 3, temperature=0, logit_bias={7: 1e6}) == [7, 7, 7]
+
+
+def test_complete_tells_what_generate_returns(model):
+    prompts = [[5, 6], [7], [8, 9, 10]]
+    requests = [Request(p, 7, temperature=0.9, seed=s) for s, p in enumerate(prompts)]
+    for slots in (1, 2, 256):
+        told = complete(model, requests, slots)
+        assert [[e.token for e in events] for events in told] == generate(
+            model, prompts, 7, temperature=0.9, seed=range(3)
+        )
+        assert all(not e.finish for events in told for e in events[:-1])
+        assert all(
+            events[-1].finish == ("stop" if events[-1].token == 2 else "length") for events in told
+        )
+    assert complete(model, []) == []
 
 
 def test_one_prompt_or_many_lists_or_tensors(model):
@@ -541,79 +442,130 @@ def test_bfloat16_generates():
 # ---- streams
 
 
-def said(tokenizer, ids, **options):
-    return list(
-        stream(Parrot(ids, len(tokenizer)), tokenizer, [1], len(ids) + 1, temperature=0, **options)
-    )
+@pytest.fixture(scope="module")
+def speaker(tokenizer):  # that says what it is told to
+    return build(vocab_size=len(tokenizer), num_hidden_layers=1)
+
+
+def said(model, tokenizer, ids, **options):
+    how = dict(temperature=0, **scripted(ids)) | options
+    return list(stream(model, tokenizer, [1], len(ids) + 1, **how))
+
+
+def decoded(tokenizer, ids, stop=()):
+    "The pieces that a decoder shows, the last of them at the end."
+    decoder = TextDecoder(tokenizer, stop)
+    return [decoder.add(i) for i in ids] + [decoder.finish()]
 
 
 @given(st.text(max_size=30))
 @example("好🦊a" + "é\n")
 @example("\ufffd")
-def test_stream_shows_whole_characters(tokenizer, text):
+def test_whole_characters(speaker, tokenizer, text):
     assume(text.encode("utf-8", "ignore").decode() == text)
-    pieces = said(tokenizer, tokenizer.encode(text))
-    assert "".join(pieces) == text and all(pieces)
+    ids = tokenizer.encode(text)
+    pieces = decoded(tokenizer, ids)
+    assert "".join(pieces) == text
     assert text.count("\ufffd") == sum(p.count("\ufffd") for p in pieces)
+
+
+@given(st.text(max_size=12))
+@settings(max_examples=20)
+@example("好🦊a" + "é\n")
+def test_stream_shows_whole_characters(speaker, tokenizer, text):
+    assume(text.encode("utf-8", "ignore").decode() == text)
+    ids = tokenizer.encode(text)
+    pieces = said(speaker, tokenizer, ids)
+    assert pieces == [piece for piece in decoded(tokenizer, ids) if piece]
 
 
 @given(st.lists(st.integers(3, 399), max_size=25))
 @example([36 + 0xE5])
-def test_stream_is_decode_for_any_ids(tokenizer, ids):
+def test_pieces_are_decode_for_any_ids(tokenizer, ids):
     "Broken bytes become replacement characters, the same as when all is decoded at once."
     ids = [i for i in ids if i < len(tokenizer)]
     assert (
-        "".join(said(tokenizer, ids))
+        "".join(decoded(tokenizer, ids))
         == b"".join(map(tokenizer.token_bytes, ids)).decode(errors="replace")
         == tokenizer.decode(ids)
     )
 
 
-def test_stream_is_early(tokenizer):
-    parrot = Parrot(tokenizer.encode("a🦖b"), len(tokenizer))
-    when = [(piece, parrot.said) for piece in stream(parrot, tokenizer, [1], 99, temperature=0)]
-    assert [p for p, _ in when] == ["a", "🦖", "b"] and [n for _, n in when] == sorted(
-        {n for _, n in when}
-    )
+@pytest.mark.parametrize("cut", range(5))
+def test_a_stream_that_is_cut_ends_in_a_replacement(speaker, tokenizer, cut):
+    "Where `max_new_tokens` ends a text in the midst of a character, its bytes come as `decode` says."
+    ids = tokenizer.encode("a🦖b")[: cut + 1]
+    how = dict(temperature=0, **scripted(ids))
+    assert "".join(stream(speaker, tokenizer, [1], len(ids), **how)) == tokenizer.decode(ids)
+
+
+def test_stream_is_early(speaker, tokenizer):
+    ids = tokenizer.encode("a🦖b")
+    engine = Engine(speaker, slots=1, tokenizer=tokenizer)
+    told = list(engine.stream(Request([1], 99, temperature=0, **scripted(ids))))
+    assert [event.token for event in told] == [*ids, 2] and told[-1].finish == "stop"
+    assert [event.text for event in told] == ["a", *[""] * (len(ids) - 3), "🦖", "b", ""]
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"eos_token_id": None}, {"eos_token_id": 2}, {"eos_token_id": [2, 0]}]
 )
-def test_stream_leaves_out_the_end(tokenizer, options):
-    assert (
-        "".join(
-            said(tokenizer, [*tokenizer.encode("the end"), 2, *tokenizer.encode("more")], **options)
-        )
-        == "the end"
-    )
+def test_stream_leaves_out_the_end(speaker, tokenizer, options):
+    ids = [*tokenizer.encode("the end"), 2, *tokenizer.encode("more")]
+    assert "".join(said(speaker, tokenizer, ids, **options)) == "the end"
 
 
-def test_stream_shows_tags(tokenizer):
+def test_stream_shows_tags(speaker, tokenizer):
     ids = [
         tokenizer.token_to_id("<think>"),
         *tokenizer.encode("a"),
         tokenizer.token_to_id("</think>"),
     ]
-    assert "".join(said(tokenizer, ids)) == "<think>a</think>"
+    assert "".join(said(speaker, tokenizer, ids)) == "<think>a</think>"
 
 
-@given(st.text("ab。好\n", max_size=20), st.text("ab。好\n", min_size=1, max_size=4))
+texts_with_stops = given(
+    st.text("ab。好\n", max_size=20), st.text("ab。好\n", min_size=1, max_size=4)
+)
+
+
+@texts_with_stops
 @example("aab", "ab")
 @example("abab好", "abb")
 def test_stop_strings(tokenizer, text, stop):
-    pieces = said(tokenizer, tokenizer.encode(text), stop=stop)
-    assert "".join(pieces) == text.split(stop)[0] and all(pieces)
+    assert "".join(decoded(tokenizer, tokenizer.encode(text), stop)) == text.split(stop)[0]
 
 
-def test_several_stop_strings(tokenizer):
+@texts_with_stops
+@settings(max_examples=20)
+@example("aab", "ab")
+@example("abab好", "abb")
+def test_a_stop_string_ends_a_stream(speaker, tokenizer, text, stop):
+    "Also across the borders of tokens; nothing is drawn after it."
+    ids = tokenizer.encode(text)
+    engine = Engine(speaker, slots=1, tokenizer=tokenizer)
+    request = Request([1], len(ids) + 1, temperature=0, stop=stop, **scripted(ids))
+    told = list(engine.stream(request))
+    assert "".join(event.text for event in told) == text.split(stop)[0]
+    decoder = TextDecoder(tokenizer, stop)
+    needed = next((n for n, i in enumerate(ids, 1) if decoder.add(i) or decoder.stopped), None)
+    while needed and not decoder.stopped and needed < len(ids):
+        needed += 1
+        decoder.add(ids[needed - 1])
+    assert len(told) == (needed if decoder.stopped else len(ids) + 1)
+    assert told[-1].finish == "stop" and not engine.busy
+
+
+def test_several_stop_strings(speaker, tokenizer):
     ids = tokenizer.encode("the fox。a\n\nb")
-    assert (
-        "".join(said(tokenizer, ids, stop=["\n\n", "。"])) == "the fox"
-        and "".join(said(tokenizer, ids, stop=("\n\n",))) == "the fox。a"
-    )
+    assert "".join(said(speaker, tokenizer, ids, stop=["\n\n", "。"])) == "the fox"
+    assert "".join(said(speaker, tokenizer, ids, stop=("\n\n",))) == "the fox。a"
+    # a token may complete two of them: the first one counts
+    texts = {i: tokenizer.decode([i]) for i in set(range(len(tokenizer))) - tokenizer.special_ids}
+    token = next(i for i, text in texts.items() if len(text) == len(set(text)) >= 3)
+    assert decoded(tokenizer, [token], list(texts[token][2:0:-1]))[0] == texts[token][0]
     with pytest.raises(ValueError, match="stop string"):
-        said(tokenizer, ids, stop=["x", ""])
+        said(speaker, tokenizer, ids, stop=["x", ""])
 
 
 def test_stream_is_generate(tokenizer):
@@ -625,33 +577,17 @@ def test_stream_is_generate(tokenizer):
         )
 
 
-def test_chat(tokenizer):
-    heard = []
-
-    class Listener(Parrot):
-        def hidden(self, ids, *rest):
-            heard.append(ids[0].tolist())
-            return super().hidden(ids, *rest)
-
+def test_chat(speaker, tokenizer, monkeypatch):
+    heard, add = [], Engine.add
+    monkeypatch.setattr(Engine, "add", lambda self, ask: heard.append(ask.ids) or add(self, ask))
     question = [{"role": "user", "content": "你好"}]
+    answer = tokenizer.encode("the fox 🦊")
     for messages in ("你好", question):
-        assert (
-            chat(
-                Listener([*tokenizer.encode("the fox 🦊"), 2], len(tokenizer)),
-                tokenizer,
-                messages,
-                temperature=0,
-            )
-            == "the fox 🦊"
-        )
-    assert heard[0] == encode_chat(tokenizer, question, add_generation_prompt=True)[0]
-    assert chat(
-        Listener(tokenizer.encode("the fox"), len(tokenizer)),
-        tokenizer,
-        "a",
-        max_new_tokens=2,
-        temperature=0,
-    ) == tokenizer.decode(tokenizer.encode("the fox")[:2])
+        how = dict(temperature=0, **scripted(answer))
+        assert chat(speaker, tokenizer, messages, **how) == "the fox 🦊"
+    assert heard == [encode_chat(tokenizer, question, add_generation_prompt=True)[0]] * 2
+    short = chat(speaker, tokenizer, "a", max_new_tokens=2, temperature=0, **scripted(answer))
+    assert short == tokenizer.decode(answer[:2])
 
 
 @pytest.mark.parametrize(

@@ -413,10 +413,10 @@ def test_training_happens_in_one_place():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 calls[node.func.attr].add(m)
     # parallel has the ways in which processes share a step, for the loop to call; optim's wrapper
-    # of several optimizers steps each of them
+    # of several optimizers steps each of them; an inference engine's step trains nothing
     for what, homes in {
         "backward": {"train", "parallel"},
-        "step": {"train", "parallel", "optim"},
+        "step": {"train", "parallel", "optim", "generate"},
     }.items():
         assert calls[what] <= homes, (
             f"`.{what}(` is called in {calls[what] - homes}; a stage hands its loss to `fit`"

@@ -25,8 +25,8 @@ from minimind.core import IGNORE
 from minimind.data import BadLine
 from minimind.dpo import PairBatches, read_pairs
 from minimind.evaluate import is_right
-from minimind.sampling import uniform_draws
-from minimind.generate import decode_steps, generate
+from minimind.generate import Request, complete, generate
+from minimind.sampling import Draw, exponential_noise
 from minimind.model import PRESETS, MiniMind
 from minimind.rewards import (
     REWARDS,
@@ -172,41 +172,29 @@ def test_the_sampler_tells_what_the_learner_finds(tokenizer, shape, temperature)
 )
 @settings(max_examples=15, deadline=None)
 def test_one_prefill_for_all_copies(tokenizer, lengths, copies, seed):
-    "Reading a prompt once and copying its cache gives what reading it for each copy gives."
+    "A prompt that is computed once for its group gives what computing it for each row gives."
     model = build(tokenizer)
     prompts = [list(range(40 + 5 * i, 40 + 5 * i + n)) for i, n in enumerate(lengths)]
-    together = [[] for _ in range(len(prompts) * copies)]
-    for rows, tokens in decode_steps(
-        model, prompts, 12, temperature=1.0, top_p=1.0, seed=seed, copies=copies
-    ):
-        for row, token in zip(rows, tokens):
-            together[row].append(token)
-    assert together == generate(
-        model,
-        [p for p in prompts for _ in range(copies)],
-        12,
-        temperature=1.0,
-        top_p=1.0,
-        seed=seed,
-    )
+    together = LocalEngine(model).sample(prompts, copies, 12, 1.0, seed=seed)
+    rows = [p for p in prompts for _ in range(copies)]
+    seeds = rollout.row_seeds(seed, len(rows))
+    alone = generate(model, rows, 12, temperature=1.0, top_p=1.0, seed=seeds)
+    assert [c.ids for group in together for c in group] == alone
+
+
+def test_a_long_prompt_is_computed_once_for_its_group(tokenizer):
+    model, prompt = build(tokenizer), list(range(40, 80))
+    told = complete(model, [Request(prompt, 5, temperature=1.0, seed=i) for i in range(8)])
+    # but for the last token, whose state the first draw needs
+    assert [events[0].cached for events in told] == [0] + 7 * [39]
 
 
 def test_copies_may_use_the_context_that_is_left(tokenizer):
     model = build(tokenizer, max_position_embeddings=32)
     groups = LocalEngine(model).sample([[50] * 4, [60] * 28], 3, 100, 1.0, seed=0)
     assert all(len(c.ids) <= 28 for c in groups[0]) and all(len(c.ids) <= 4 for c in groups[1])
-    with pytest.raises(ValueError, match="copies=0"):
-        next(decode_steps(model, [[5]], copies=0))
-
-
-def test_penalties_and_copies(tokenizer):
-    model, prompts = build(tokenizer), [[50, 51, 52], [60]]
-    options = dict(temperature=1.0, top_p=0.9, repetition_penalty=1.5, seed=4)
-    together = [[] for _ in range(4)]
-    for rows, tokens in decode_steps(model, prompts, 15, copies=2, **options):
-        for row, token in zip(rows, tokens):
-            together[row].append(token)
-    assert together == generate(model, [p for p in prompts for _ in range(2)], 15, **options)
+    with pytest.raises(ValueError, match="group_size=0"):
+        LocalEngine(model).sample([[50]], 0, 5, 1.0, seed=0)
 
 
 def test_draws_do_not_depend_on_the_batch(tokenizer):
@@ -226,22 +214,17 @@ def test_no_two_rows_share_their_random_numbers():
         *(torch.rand(3, generator=torch.Generator().manual_seed(s)) for s in (5, 5 + 2**32))
     )
     for a, b in ((5, 5 + 2**32), (5 + 2**32, 5 + 2**33), (2**62 + 7, 2**61 + 7)):
-        for one, other in ((a, b), ([a], [b])):
-            assert not (uniform_draws(one, 1, 20) == uniform_draws(other, 1, 20)).any()
-        assert torch.equal(uniform_draws(a, 1, 20), uniform_draws([a], 1, 20)) and set(
-            rollout.row_seeds(a, 9)
-        ).isdisjoint(rollout.row_seeds(b, 9))
+        one, other = exponential_noise([Draw(a), Draw(b)], 20)
+        assert not (one == other).any()
+        assert set(rollout.row_seeds(a, 9)).isdisjoint(rollout.row_seeds(b, 9))
     seeds = [s for number in range(1000) for s in rollout.row_seeds(2**40 + number, 1000)]
     # int64 for every server, also when it counts on from one
     assert len(set(seeds)) == 10**6 and 2**61 < max(seeds) < 2**62 and min(seeds) >= 0
-    u = uniform_draws(seeds[:4000], 4000, 5)
-    assert (
-        0 <= u.min()
-        and u.max() < 1
-        and abs(float(u.mean()) - 0.5) < 0.01
-        and abs(float(u.var()) - 1 / 12) < 0.003
-        and abs(float(torch.corrcoef(u.T)[0, 1])) < 0.05
-    )
+    u = (-exponential_noise([Draw(s) for s in seeds[:4000]], 5)).exp()
+    assert 0 < u.min() and u.max() < 1
+    # of 20,000 uniform numbers: four standard errors of mean and variance
+    assert abs(float(u.mean()) - 0.5) < 0.01 and abs(float(u.var()) - 1 / 12) < 0.003
+    assert abs(float(torch.corrcoef(u.T)[0, 1])) < 0.05
 
 
 def test_whoever_draws_a_row_draws_the_same(tokenizer):
@@ -265,20 +248,12 @@ def test_sampling_leaves_torchs_generator_alone(tokenizer):
 def test_logps_are_of_the_distribution_that_is_drawn_from(tokenizer):
     "Also with top-k: then they are higher than the untruncated ones, by the mass that was cut off."
     model, prompt = build(tokenizer), [50, 51, 52]
-    for rows, tokens, logps in decode_steps(
-        model, [prompt], 1, temperature=0.8, top_k=5, top_p=1.0, seed=1, logprobs=True
-    ):
-        z = model(torch.tensor([prompt]))[0, -1].detach() / 0.8
-        top = z.topk(5)
-        assert (
-            tokens[0] in top.indices.tolist()
-            and abs(
-                logps[0] - float(top.values.log_softmax(-1)[top.indices.tolist().index(tokens[0])])
-            )
-            < 1e-5
-        )
-    for *_, logps in decode_steps(model, [prompt], 3, temperature=0, logprobs=True):
-        assert logps == [0.0]
+    ((event,),) = complete(model, [Request(prompt, 1, temperature=0.8, top_k=5, top_p=1.0, seed=1)])
+    top = (model(torch.tensor([prompt]))[0, -1].detach() / 0.8).topk(5)
+    place = top.indices.tolist().index(event.token)
+    assert abs(event.logp - float(top.values.log_softmax(-1)[place])) < 1e-5
+    (events,) = complete(model, [Request(prompt, 3, temperature=0)])
+    assert all(event.logp == 0 for event in events)
 
 
 def test_truncated_completions_are_marked(tokenizer):
