@@ -208,12 +208,11 @@ def _attend_singles(q, k, v, mask):  # `(n, H, Dh)`; `(n, Hkv, S, Dh)` twice; as
     # the queries that share a key stand where a text's would: no key is repeated
     q = q.reshape(n, Hkv, -1, Dh)
     if q.device.type != "cpu" or q.dtype != torch.float32:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    else:
-        # for few queries two plain products are quicker on a processor than the fused kernel
-        scores = torch.matmul(q * Dh**-0.5, k.transpose(-1, -2)).add_(mask)
-        out = torch.matmul(scores.softmax(-1), v)
-    return out.reshape(n, -1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(n, -1)
+    # for few queries two plain products are quicker on a processor than the fused kernel
+    q, k, v, mask = (x.flatten(0, 1) for x in (q, k, v, mask.expand(n, Hkv, 1, -1)))
+    scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=Dh**-0.5)
+    return torch.bmm(scores.softmax(-1), v).view(n, -1)
 
 
 def _attend_piece(q, k, v):  # `(T, H, Dh)`; `(Hkv, S, Dh)` twice

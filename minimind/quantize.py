@@ -42,7 +42,7 @@ def _rounded_product(weight):
 
     def product(x):
         rows = x.float()
-        largest = rows.abs().amax(1, keepdim=True)
+        largest = torch.linalg.vector_norm(rows, math.inf, 1, True)
         # zeros make 0/0, which is no number; whatever it is rounded to, it is then multiplied by 0
         out = multiply(rows / largest, 1 / STEPS, STEPS, packed)
         return out.mul_(largest).to(x.dtype)
