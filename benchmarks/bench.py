@@ -324,43 +324,6 @@ def checkpointing(device, dtype):
     ], lines
 
 
-@benchmark
-def decode_speed(device, dtype):
-    """Goal: greedy decoding at least as fast as Hugging Face's `generate` on the same model and
-    prompts."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from minimind.hub import to_hf_config
-    from minimind.generate import generate
-
-    config = preset("ci")
-    model = MiniMind(config).to(device).eval()
-    settings = to_hf_config(config)
-    hf = (
-        AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(settings.pop("model_type"), **settings)
-        )
-        .to(device)
-        .eval()
-    )
-    hf.load_state_dict(model.state_dict())
-    prompts = torch.randint(3, config.vocab_size, (8, 32), device=device)
-    ways = {
-        "minimind": lambda: generate(model, prompts.tolist(), 64, temperature=0, eos_token_id=-1),
-        "transformers": lambda: hf.generate(
-            prompts,
-            attention_mask=torch.ones_like(prompts),
-            max_new_tokens=64,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        ),
-    }
-    seconds = interleaved(ways, 5, warmup=1)
-    return ["8 rows, 32 + 64 tokens", "tokens/s", "ratio"], [
-        [k, f"{8 * 64 / s:,.0f}", f"{seconds['transformers'] / s:.2f}"] for k, s in seconds.items()
-    ]
-
-
 def rollout_requests(prompts, copies, most, stop, seed):
     "One for each completion, the completions of a prompt one after another."
     from minimind.generate import Request

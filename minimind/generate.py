@@ -415,7 +415,8 @@ class ModelRunner(_Weights):
 # %% ../nbs/11_generate.ipynb #571e7f90
 def _stop_strings(stop):
     "One or several, as a list. Raises `ValueError` for what is none."
-    stop = [stop] if isinstance(stop, str) else list(stop)
+    one = isinstance(stop, str) or not isinstance(stop, Iterable)
+    stop = [stop] if one else list(stop)
     if not all(isinstance(s, str) and s for s in stop):
         raise ValueError(f"stop={stop!r:.80}: a stop string must be a text, and must not be empty")
     return stop
@@ -864,6 +865,8 @@ _MOST = 2**30  # bytes of keys and values, unless one request takes more
 def _engine_for(model, requests, slots=256, dtype=None, tokenizer=None):
     "An engine with just the room for some requests, for as many at once as `_MOST` allows."
     stop_ids(model)
+    if not all(_is_ids(request.ids) for request in requests):
+        raise ValueError(_WANTED)
     room = max(len(request.ids) + request.max_new_tokens for request in requests)
     room = min(room, model.config.max_position_embeddings)
     precision = _precision(dtype, model.model.embed_tokens.weight)[0]

@@ -106,7 +106,7 @@ def test_help(say):
         ("data build tests/../data_samples/sft_skills.jsonl", "conversations need --tokenizer"),
         ("chat runs/ci/sft --model x", "named without a flag, minimind chat FOLDER"),
         ("eval runs/ci/sft --model x", "named without a flag, minimind eval FOLDER"),
-        ("bench decod_speed", "did you mean decode_speed?"),
+        ("bench data_sped", "did you mean data_speed?"),
         ("bench xyzzy", "choose from train_speed, "),
         ("recipe --dry-run", "which recipe?"),
     ],
