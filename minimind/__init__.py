@@ -8,12 +8,12 @@ A module is a chapter, of the same name in `nbs/`, and is imported when it is fi
 
 words      tokenizer, chat (roles, the template, replies taken apart), data (files, rows, batches)
 model      layers, attention, rope, moe, model (`MiniMind("ci")`, `PRESETS`)
-writing    sampling (logits to a token), generate (many prompts at once, streams)
+writing    sampling (logits to a token), generate (the engine: many prompts at once, streams)
 training   losses, optim, dist, log, train (the loop), hub (Hugging Face's folders), checkpoint,
            evaluate, stage (what all trainings share), pretrain, sft
 alignment  lora, dpo, rewards, rollout, remote, ppo, grpo, distill
 scale      parallel (FSDP, DeepSpeed), track (SwanLab, W&B, TensorBoard), recipe, launch
-shipping   doctor, library (`load`), ladder (`minimind run`), terminal, cli
+shipping   quantize (weights in eight bits), doctor, library (`load`), ladder (`minimind run`), terminal, cli
 workshop   core (device, seeds, whole files), plugins
 
 `minimind --help` is the command line. What is documented here and in the chapters is meant to stay;
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from . import parallel as parallel
     from . import plugins as plugins
     from . import ppo as ppo
+    from . import quantize as quantize
     from . import pretrain as pretrain
     from . import recipe as recipe
     from . import remote as remote

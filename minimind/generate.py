@@ -706,7 +706,7 @@ class _Machine:
         self.scheduler = Scheduler(places, piece)
         self.going: dict[int, Sequence] = {}  # requests on their way, by number
         self.sessions: dict[Hashable, list[int]] = {}  # of each all tokens, prompts and replies
-        self.inboxes: dict[int, deque[Event]] = {}  # of those who wait for their events
+        self.inboxes: dict[int, deque[Any]] = {}  # of those who wait for their events
         self.number = 0
 
     @property
@@ -725,6 +725,8 @@ class _Loaded(_Machine):
                 f"{len(self.going)} requests are on their way with the weights of before: let them "
                 "finish, or abort them"
             )
+        if model.config != self.config:
+            raise ValueError("this model has another config than the engine's: make a new engine")
         self.model = model
         self.runner.load(model)
         # keys and values that other weights made are of no use
@@ -799,6 +801,8 @@ class _Stepping(_Requests):
             states = states[torch.tensor([row for row, _ in ready], device=states.device)]
         sequences = [seq for _, seq in ready]
         drawn = self._draw(sequences, self.runner.head(states))
+        if drawn is None:
+            return []
         told = zip(sequences, drawn.tokens.tolist(), drawn.logps.tolist(), drawn.top)
         events = [seq.add(*what) for seq, *what in told]
         for seq, event in zip(sequences, events):
@@ -816,7 +820,15 @@ class _Stepping(_Requests):
                 seq.computed -= 1
             for seq in bad:
                 self._end(seq)
-            raise ValueError(f"request {bad[0].number if bad else '?'}: {error}") from error
+            self._tell(bad, error)
+
+    def _tell(self, bad, error):
+        "Who waits for a request that can't go on hears of it; if nobody does, all do."
+        failed = ValueError(f"request {bad[0].number if bad else '?'}: {error}")
+        if not bad or any(seq.number not in self.inboxes for seq in bad):
+            raise failed from error
+        for seq in bad:
+            self.inboxes[seq.number].append(failed)
 
 # %% ../nbs/11_generate.ipynb #7888b4af
 class Engine(_Stepping):
@@ -831,7 +843,7 @@ class Engine(_Stepping):
         try:
             while number in self.going or self.inboxes[number]:
                 if self.inboxes[number]:
-                    yield self.inboxes[number].popleft()
+                    yield self._heard(self.inboxes[number].popleft())
                 else:
                     self._deliver()
         finally:
@@ -847,11 +859,16 @@ class Engine(_Stepping):
                 self.inboxes[numbers[-1]] = deque()
             while any(number in self.going for number in numbers):
                 self._deliver()
-            return [list(self.inboxes[number]) for number in numbers]
+            return [list(map(self._heard, self.inboxes[number])) for number in numbers]
         finally:
             for number in numbers:
                 self.abort(number)
                 del self.inboxes[number]
+
+    def _heard(self, event):
+        if isinstance(event, Exception):
+            raise event
+        return event
 
     def _deliver(self):
         for event in self.step():

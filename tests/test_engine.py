@@ -769,3 +769,23 @@ def test_stream_is_the_engines():
     said = "".join(event.text for event in alone(model, request))
     how = dict(temperature=1.0, top_p=1.0, seed=4, eos_token_id=())
     assert "".join(stream(model, tokenizer(), [5, 6], 20, **how)) == said
+
+
+def test_a_failure_is_told_to_whoever_asked():
+    "One stream's request can't go on: that stream says so, and another one loses nothing."
+    model, greedy = build(), Request([5, 6], 6, temperature=0, eos_token_id=())
+    wanted = [event.token for event in Engine(model, 1, 32).complete([greedy])[0]]
+    engine = Engine(model, slots=2, max_len=32)
+    good = engine.stream(greedy)
+    heard = [next(good).token]
+    bad = engine.stream(Request([7, 8], 6, temperature=0, allowed=lambda drawn: ()))
+    # it is the good one that steps, and meets the other's failure
+    with pytest.raises(ValueError, match="request 2: no token is left"):
+        next(bad)
+    assert heard + [e.token for e in good] == wanted
+    assert not engine.busy and not engine.inboxes
+
+
+def test_an_engine_keeps_its_shape():
+    with pytest.raises(ValueError, match="another config"):
+        Engine(build(), 1, 32).load(build("llama"))
