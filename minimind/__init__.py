@@ -13,7 +13,8 @@ training   losses, optim, dist, log, train (the loop), hub (Hugging Face's folde
            evaluate, stage (what all trainings share), pretrain, sft
 alignment  lora, dpo, rewards, rollout, remote, ppo, grpo, distill
 scale      parallel (FSDP, DeepSpeed), track (SwanLab, W&B, TensorBoard), recipe, launch
-shipping   quantize (weights in eight bits), doctor, library (`load`), ladder (`minimind run`), terminal, cli
+shipping   quantize (weights in eight bits), doctor, library (`load`), ladder (`minimind run`),
+           terminal, cli
 workshop   core (device, seeds, whole files), plugins
 
 `minimind --help` is the command line. What is documented here and in the chapters is meant to stay;
@@ -63,8 +64,8 @@ if TYPE_CHECKING:
     from . import parallel as parallel
     from . import plugins as plugins
     from . import ppo as ppo
-    from . import quantize as quantize
     from . import pretrain as pretrain
+    from . import quantize as quantize
     from . import recipe as recipe
     from . import remote as remote
     from . import rewards as rewards

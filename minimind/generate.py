@@ -776,8 +776,32 @@ def _can_draw(logits, seq):  # `(V,)`
         return False
     return True
 
+# %% ../nbs/11_generate.ipynb #ba2ee54a
+class _Drawing(_Requests):
+    "How the next tokens are drawn, and what happens where none can be."
+
+    def _draw(self, sequences, logits):
+        try:
+            return draw_rows(logits, [seq.row for seq in sequences])
+        except Exception as error:
+            bad = [seq for row, seq in zip(logits, sequences) if not _can_draw(row, seq)]
+            for seq in sequences:
+                # nobody else loses a token: the next step computes this one again
+                seq.computed -= 1
+            for seq in bad:
+                self._end(seq)
+            self._tell(bad, error)
+
+    def _tell(self, bad, error):
+        "Who waits for a request that can't go on hears of it; if nobody does, all do."
+        failed = ValueError(f"request {bad[0].number if bad else '?'}: {error}")
+        if not bad or any(seq.number not in self.inboxes for seq in bad):
+            raise failed from error
+        for seq in bad:
+            self.inboxes[seq.number].append(failed)
+
 # %% ../nbs/11_generate.ipynb #bda57dff
-class _Stepping(_Requests):
+class _Stepping(_Drawing):
     "How all sequences go on by a token."
 
     @torch.inference_mode()
@@ -809,26 +833,6 @@ class _Stepping(_Requests):
             if event.finish:
                 self._end(seq)
         return events
-
-    def _draw(self, sequences, logits):
-        try:
-            return draw_rows(logits, [seq.row for seq in sequences])
-        except Exception as error:
-            bad = [seq for row, seq in zip(logits, sequences) if not _can_draw(row, seq)]
-            for seq in sequences:
-                # nobody else loses a token: the next step computes this one again
-                seq.computed -= 1
-            for seq in bad:
-                self._end(seq)
-            self._tell(bad, error)
-
-    def _tell(self, bad, error):
-        "Who waits for a request that can't go on hears of it; if nobody does, all do."
-        failed = ValueError(f"request {bad[0].number if bad else '?'}: {error}")
-        if not bad or any(seq.number not in self.inboxes for seq in bad):
-            raise failed from error
-        for seq in bad:
-            self.inboxes[seq.number].append(failed)
 
 # %% ../nbs/11_generate.ipynb #7888b4af
 class Engine(_Stepping):
