@@ -61,20 +61,20 @@ def trainer(model, device, dtype, optimizer="adamw"):
     return step
 
 
-def hf_trainer(config, device, dtype):
-    """The same step with Hugging Face's model of the same shape, its own loss, and torch's fused
-    AdamW."""
+def hf_model(config):
+    "Hugging Face's model of the same shape, with random weights, on the CPU."
     from transformers import AutoConfig, AutoModelForCausalLM
     from minimind.hub import to_hf_config
 
     settings = to_hf_config(config)
-    model = (
-        AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(settings.pop("model_type"), **settings), attn_implementation="sdpa"
-        )
-        .to(device)
-        .train()
-    )
+    theirs = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    return AutoModelForCausalLM.from_config(theirs, attn_implementation="sdpa")
+
+
+def hf_trainer(config, device, dtype):
+    """The same step with Hugging Face's model of the same shape, its own loss, and torch's fused
+    AdamW."""
+    model = hf_model(config).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
 
     def step(batch):
@@ -469,22 +469,11 @@ def rollout(device, dtype):
     # Random weights never end a text. So that they do, in both libraries alike, one token in 32 is
     # declared an end token: lengths are then geometric, as uneven as those of a model that answers,
     # and cut at 96, as a rollout's are. Which share of the columns that makes useful is shown.
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from minimind.hub import to_hf_config
-
     lines, copies = [], ROLLOUT["copies"]
     for name, rounds in (("ci", 5), ("minimind2-small", 3)):
         model, prompts, stop = rollout_task(name)
         model.to(device)
-        settings = to_hf_config(model.config)
-        hf = (
-            AutoModelForCausalLM.from_config(
-                AutoConfig.for_model(settings.pop("model_type"), **settings),
-                attn_implementation="sdpa",
-            )
-            .to(device)
-            .eval()
-        )
+        hf = hf_model(model.config).to(device).eval()
         hf.load_state_dict(model.state_dict())
         drawn, seeds = {"minimind": [], "transformers": []}, iter(range(1000))
         ours, theirs = rollout_way(model, hf, prompts, copies, ROLLOUT["most"], stop, device)

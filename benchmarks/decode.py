@@ -54,13 +54,10 @@ def random_model(shape):
 # ---- tokens wanted, which returns the replies, and for each the seconds until it was complete
 def hf(shape, at_once, folder):
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from minimind.hub import to_hf_config
+    from bench import hf_model
 
     model = random_model(shape)
-    settings = to_hf_config(model.config)
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    theirs = AutoModelForCausalLM.from_config(config).eval()
+    theirs = hf_model(model.config).eval()
     theirs.load_state_dict(model.state_dict())
     how = dict(do_sample=False, eos_token_id=None, pad_token_id=0)
 

@@ -29,6 +29,7 @@ from .layers import RMSNorm
 from .model import MiniMind, ModelConfig
 from .moe import MoE, choose_dispatch, route
 from .plugins import load_plugin
+from .rope import rotate_pairs
 from minimind.sampling import (
     TEMPERATURE,
     TOP_P,
@@ -354,8 +355,7 @@ class InferenceBlock:
         qk, v = heads[:, : -self.kv_heads], heads[:, -self.kv_heads :]
         if self.norm is not None:
             qk = self.norm(qk)
-        # `apply_rope`, but for its checks
-        qk = torch.addcmul(qk * cos, qk.roll(self.head_dim // 2, -1), sin).to(v.dtype)
+        qk = rotate_pairs(qk, cos, sin).to(v.dtype)
         return qk[:, : self.heads], qk[:, self.heads :], v
 
 # %% ../nbs/11_generate.ipynb #f72453bc
